@@ -1,0 +1,45 @@
+# make demo    install, make a corpus of synthetic speech, train, evaluate, transcribe
+# make test    install, run the tests
+# make lint    what CI checks besides
+
+PYTHON ?= python3
+PY := .venv/bin/python
+DEMO := data/corpora/demo
+HOURS ?= 2
+MODEL ?= deepspeech2
+CONFIG := configs/$(MODEL)_demo.yaml
+RUN := runs/$(MODEL)_demo
+
+.PHONY: demo test lint install clean
+
+# kenlm is compiled by pip; without a compiler everything but beam search with an n-gram works.
+HAVE_CXX := $(shell command -v c++ || command -v g++ || command -v clang++)
+WITHOUT := $(if $(HAVE_CXX),'^$$','^kenlm')
+
+install: .venv/installed
+
+.venv/installed: requirements.txt requirements-dev.txt requirements-demo.txt
+	@test -n "$(HAVE_CXX)" || echo "note: no C++ compiler here, so kenlm is left out"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	grep -hv -e '^-r' -e $(WITHOUT) requirements.txt requirements-demo.txt requirements-dev.txt > .venv/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt
+	@touch $@
+
+demo: install
+	$(PY) -m data.synthetic --output $(DEMO) --hours $(HOURS)
+	$(PY) train.py --config $(CONFIG) --data_root $(DEMO) --output_dir $(RUN)
+	@audio=$$(find $(DEMO)/test -name '*.flac' | sort | head -n 1); \
+	echo "file:       $$audio"; \
+	echo "reference:  $$(grep -h "^$$(basename $$audio .flac) " $${audio%-*}.trans.txt | cut -d' ' -f2- | tr A-Z a-z)"; \
+	echo "hypothesis: $$($(PY) inference.py --checkpoint $(RUN)/checkpoints/best.ckpt --audio $$audio)"
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf .venv runs .cache $(DEMO)

@@ -1,0 +1,161 @@
+"""The index of a corpus: which utterances can be used, how long they are, and what was left out."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from utils.audio import AudioError, probe_seconds
+from utils.text import CharTokenizer, normalize
+
+SHOWN = 3  # examples of each kind of fault in a report
+
+
+class DataError(ValueError):
+    """Data that cannot be used; one line that names the file or flag and the mend."""
+
+
+class Entry(NamedTuple):
+    """One utterance as a corpus states it, not yet looked at."""
+
+    id: str
+    audio: str
+    text: str
+    speaker: str
+
+
+class Utterance(NamedTuple):
+    """One utterance that can be used."""
+
+    id: str
+    audio: str  # path
+    text: str  # normalised
+    tokens: list[int]
+    seconds: float
+    speaker: str
+
+
+@dataclass
+class Index:
+    """A split: its utterances, and by kind of fault the ids or files that were left out."""
+
+    name: str
+    utterances: list[Utterance]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        hours = sum(utterance.seconds for utterance in self.utterances) / 3600
+        line = f"{self.name}: {len(self.utterances):,} utterances, {hours:.2f} h"
+        faults = [f"{len(rows)} {kind} ({', '.join(rows[:SHOWN])}{', ...' if len(rows) > SHOWN else ''})"
+                  for kind, rows in self.left_out.items()]
+        return "; left out: ".join([line, "; ".join(faults)]) if faults else line
+
+
+def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: CharTokenizer,
+                cache_dir: Path) -> Index:
+    """Keeps the entries with one id, a text that the alphabet spells, and readable audio.
+
+    Args:
+        name: of the split, for messages.
+        entries: what the corpus lists.
+        faults: by kind, what the listing itself found; kept in the report.
+        tokenizer: spells the texts.
+        cache_dir: holds durations from one run to the next.
+
+    Raises DataError where nothing is left.
+    """
+    left_out = defaultdict(list, faults)
+    spelled = list(_spell(entries, tokenizer, left_out))
+    durations = probe_all(name, [entry.audio for entry, _ in spelled], cache_dir)
+    utterances = []
+    for (entry, text), found in zip(spelled, durations, strict=True):
+        if isinstance(found, str):
+            left_out[f"with bad audio: {found}"].append(entry.audio)
+        else:
+            utterances.append(Utterance(entry.id, entry.audio, text, tokenizer.encode(text), found,
+                                        entry.speaker))
+    index = Index(name, utterances, {kind: rows for kind, rows in left_out.items() if rows})
+    if not utterances:
+        raise DataError(f"nothing to use in {index}")
+    return index
+
+
+def _spell(entries: Iterable[Entry], tokenizer: CharTokenizer, left_out: dict[str, list[str]]):
+    seen = set()
+    for entry in entries:
+        text = normalize(entry.text)
+        if entry.id in seen:
+            left_out["with an id that came before"].append(entry.id)
+        elif not text:
+            left_out["with an empty transcript"].append(entry.id)
+        elif missing := tokenizer.unknown(text):
+            left_out["with characters outside the alphabet"].append(f"{entry.id}: {' '.join(sorted(missing))}")
+        else:
+            seen.add(entry.id)
+            yield entry, text
+
+
+def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]:
+    """Seconds of each file, or what is wrong with it; remembered by path, size and modification time.
+
+    An entry of the cache can thus never be stale, a run that is interrupted loses only what it
+    had not stored yet, and processes that write at the same time replace one good file by another.
+    """
+    cache_file = cache_dir / f"{_slug(name, paths)}.json"
+    cache = _read_cache(cache_file)
+    keys = [_file_key(path) for path in paths]
+    new = [(path, key) for path, key in zip(paths, keys, strict=True) if key not in cache]
+    if new:
+        with ThreadPoolExecutor() as pool:  # libsndfile works outside the interpreter's lock
+            found = pool.map(_probe, [path for path, _ in new], chunksize=16)
+            progress = tqdm(found, total=len(new), desc=f"indexing {name}", unit=" files", disable=len(new) < 1000)
+            cache.update(zip([key for _, key in new], progress, strict=True))
+        _write_cache(cache_file, {key: cache[key] for key in keys})
+    return [cache[key] for key in keys]
+
+
+def _probe(path: str) -> float | str:
+    try:
+        return probe_seconds(path)
+    except AudioError as error:
+        return error.reason
+
+
+def _file_key(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{path}|absent"
+    return f"{path}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def _slug(name: str, paths: list[str]) -> str:
+    folder = os.path.dirname(os.path.commonpath(paths)) if paths else ""
+    return f"{Path(name).stem}-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+
+
+def _read_cache(path: Path) -> dict:
+    try:
+        cache = json.loads(path.read_text())
+    except (OSError, ValueError):  # absent, unreadable or cut off: the files are probed again
+        return {}
+    return cache if isinstance(cache, dict) else {}
+
+
+def _write_cache(path: Path, cache: dict) -> None:
+    """Written beside and moved into place; a cache that cannot be kept costs time, not the run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(cache, file)
+        os.replace(file.name, path)
+    except OSError as error:
+        print(f"note: durations are not kept, {path.parent} cannot be written ({error.strerror})")

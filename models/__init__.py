@@ -1,0 +1,6 @@
+"""The recognisers. A new one is one file with a `Recognizer` subclass, imported here, and a config."""
+
+from models.deepspeech2 import DeepSpeech2
+from models.recognizer import Recognizer
+
+__all__ = ["DeepSpeech2", "Recognizer"]

@@ -1,0 +1,124 @@
+"""Deep Speech 2 (Amodei et al. 2015, arXiv:1512.02595) with a residual convolutional front end.
+
+    waveform -> log-mel -> SpecAugment -> strided convolutions -> residual CNN blocks
+             -> linear -> (bi)directional recurrent layers [-> lookahead] -> classifier -> CTC
+
+Paper to code: convolution over time and frequency (section 3.5) is `ConvStem`; batch
+normalisation (3.2) `SequenceBatchNorm`; recurrent layers (3.1) `RecurrentLayer`; striding (3.5)
+`time_stride`; row convolution (3.6) `LookaheadConv`.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.features import Normalization
+from models.layers import ConvStem, LookaheadConv, Norm, RecurrentLayer, ResidualCNN, RNNType, mask_frames
+from models.mingru import ScanSpace
+from models.recognizer import Encoding, Recognizer
+from utils.batch import Batch
+from utils.ctc import greedy_decode
+from utils.text import ENGLISH
+
+
+class DeepSpeech2(Recognizer, name="deepspeech2"):
+    """ResCNN, recurrent stack and CTC.
+
+    Args:
+        n_mels: mel bins.
+        window_ms: length of the analysis window, milliseconds.
+        hop_ms: distance between frames, milliseconds.
+        normalization: of log-mel features: per utterance, by the training set's statistics, or none.
+        freq_masks: SpecAugment: frequency masks an utterance.
+        freq_width: SpecAugment: widest frequency mask, mel bins.
+        time_masks: SpecAugment: time masks an utterance.
+        time_width: SpecAugment: widest time mask, frames.
+        time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
+        conv_channels: channels of the convolutions.
+        time_stride: feature frames an output frame, 2 or 4.
+        cnn_layers: residual CNN blocks.
+        rnn_type: recurrence.
+        rnn_size: hidden units of one direction of a recurrent layer.
+        rnn_layers: recurrent layers.
+        bidirectional: run each recurrent layer in both directions.
+        lookahead: future frames that the row convolution of a unidirectional network sees; 0 for none.
+        norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
+        head: classifier: one linear layer, or linear, GELU, dropout, linear.
+        dropout: in the residual blocks, after each recurrent layer and in the head.
+        mingru_scan: how minGRU's states are computed in training: a scan in linear or log space, or in sequence.
+        alphabet: the characters that the network can write, each once.
+    """
+
+    def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
+                 normalization: Normalization = "utterance", freq_masks: int = 2, freq_width: int = 27,
+                 time_masks: int = 2, time_width: int = 100, time_share: float = 0.2,
+                 conv_channels: int = 32, time_stride: int = 2, cnn_layers: int = 2,
+                 rnn_type: RNNType = "gru", rnn_size: int = 512, rnn_layers: int = 5,
+                 bidirectional: bool = True, lookahead: int = 20, norm: Norm = "layer",
+                 head: Literal["linear", "mlp"] = "mlp", dropout: float = 0.2,
+                 mingru_scan: ScanSpace = "linear", alphabet: str = ENGLISH):
+        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalization=normalization,
+                         freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
+                         time_width=time_width, time_share=time_share, alphabet=alphabet)
+        self.stem = ConvStem(conv_channels, time_stride)
+        bins = self.stem.output_length(n_mels)
+        self.cnn = nn.ModuleList(ResidualCNN(conv_channels, bins, dropout) for _ in range(cnn_layers))
+        self.project = nn.Linear(conv_channels * bins, rnn_size)
+        outputs = rnn_size * (2 if bidirectional else 1)
+        self.rnn = nn.ModuleList(
+            RecurrentLayer(outputs if i else rnn_size, rnn_size, rnn_type=rnn_type, norm=norm,
+                           bidirectional=bidirectional, dropout=dropout, scan=mingru_scan)
+            for i in range(rnn_layers))
+        self.lookahead = LookaheadConv(outputs, lookahead) if lookahead and not bidirectional else None
+        self.head = classifier(head, outputs, rnn_size, self.tokenizer.ctc_size, dropout)
+
+    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
+        """(B, S) samples and (B,) counts to (B, T, H) recurrent states and (B,) lengths."""
+        features, lengths = self.augmented_features(waveforms, sample_counts)  # (B, T, F)
+        x, lengths = self.stem(features, lengths)  # (B, C, T', F')
+        for block in self.cnn:
+            x = block(x, lengths)
+        x = self.project(x.transpose(1, 2).flatten(2))  # (B, T', C * F') -> (B, T', H)
+        for layer in self.rnn:
+            x = layer(x, lengths)
+        if self.lookahead is not None:
+            x = self.lookahead(x, lengths)
+        return Encoding(mask_frames(x, lengths), lengths)
+
+    def log_probs(self, encoding: Encoding) -> Tensor:
+        """(B, T, V) float32 log-probabilities of blank and characters."""
+        return self.head(encoding.frames).float().log_softmax(dim=-1)
+
+    def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) samples and (B,) counts to (B, T, V) log-probabilities and (B,) lengths."""
+        encoding = self.encode(waveforms, sample_counts)
+        return self.log_probs(encoding), encoding.lengths
+
+    def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
+        """CTC negative log-likelihood, nats, summed over the batch.
+
+        An utterance with fewer frames than its text needs has no path; it counts as 0.
+        """
+        with torch.autocast(encoding.frames.device.type, enabled=False):
+            log_probs = self.log_probs(Encoding(encoding.frames.float(), encoding.lengths))
+            loss = F.ctc_loss(log_probs.transpose(0, 1), batch.tokens, encoding.lengths, batch.token_counts,
+                              blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
+        return {"loss": loss}
+
+    def decode(self, encoding: Encoding) -> list[str]:
+        """Greedy best path over valid frames."""
+        paths = greedy_decode(self.log_probs(encoding), encoding.lengths, blank=self.tokenizer.blank)
+        return [" ".join(self.tokenizer.decode(path).split()) for path in paths]
+
+    def output_frames(self, samples: int) -> int:
+        """Output frames of an utterance of so many samples."""
+        return int(self.stem.output_length(self.features.lengths(torch.tensor(samples))))
+
+
+def classifier(kind: str, inputs: int, hidden: int, classes: int, dropout: float) -> nn.Module:
+    """Encoder states to class scores, in one linear layer or two."""
+    if kind == "linear":
+        return nn.Linear(inputs, classes)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes))

@@ -1,0 +1,107 @@
+"""Waveforms to normalised log-mel spectrograms, inside the network and on its device."""
+
+import warnings
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+from models.layers import length_mask, mask_frames
+from utils.audio import SAMPLE_RATE
+
+Normalization = Literal["utterance", "global", "none"]
+FLOOR = 1e-6  # of mel energies, for samples in [-1, 1]: about the noise of 16-bit audio
+VARIANCE_FLOOR = 1e-5
+
+
+class LogMel(nn.Module):
+    """Log-mel filterbank energies, float32 under every precision.
+
+    Frame t is centred on sample `t * hop` and sees zeros beyond the utterance's ends, so an
+    utterance has `1 + samples // hop` frames, whatever it is batched with.
+    """
+
+    def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
+                 normalization: Normalization = "utterance", sample_rate: int = SAMPLE_RATE):
+        super().__init__()
+        self.normalization = normalization
+        self.window = round(sample_rate * window_ms / 1000)  # samples
+        self.hop = round(sample_rate * hop_ms / 1000)  # samples
+        if not 0 < self.hop <= self.window:
+            raise ValueError(f"hop_ms {hop_ms} must be above 0 and at most window_ms {window_ms}")
+        filters = mel_filters(n_mels, self.window, sample_rate)
+        self.n_fft = 2 * (len(filters) - 1)
+        self.register_buffer("filters", filters, persistent=False)  # (n_fft // 2 + 1, F)
+        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+        self.register_buffer("mean", torch.zeros(n_mels))  # of the training set, for "global"
+        self.register_buffer("scale", torch.ones(n_mels))
+
+    def lengths(self, sample_counts: Tensor) -> Tensor:
+        """(B,) samples to (B,) frames, integers."""
+        return 1 + sample_counts // self.hop
+
+    def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) samples in [-1, 1] to (B, T, F) features, zero beyond each length, and (B,) lengths."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            log_mel = self._log_mel(waveforms.float(), sample_counts)
+            lengths = self.lengths(sample_counts)
+            return mask_frames(self._normalize(log_mel, lengths), lengths), lengths
+
+    def _log_mel(self, waveforms: Tensor, sample_counts: Tensor) -> Tensor:
+        waveforms = waveforms * length_mask(sample_counts, waveforms.shape[1])
+        half = self.window // 2
+        frames = F.pad(waveforms, (half, self.window - half)).unfold(1, self.window, self.hop)
+        frames = frames[:, : 1 + waveforms.shape[1] // self.hop]  # (B, T, window)
+        spectrum = torch.fft.rfft(frames * self.hann, n=self.n_fft)
+        power = spectrum.real.square() + spectrum.imag.square()  # (B, T, n_fft // 2 + 1)
+        return (power @ self.filters).clamp_min(FLOOR).log()
+
+    def _normalize(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
+        if self.normalization == "none":
+            return log_mel
+        if self.normalization == "global":
+            return (log_mel - self.mean) * self.scale
+        mean, variance = frame_moments(log_mel, lengths)  # (B, 1, F) each
+        return (log_mel - mean) * (variance + VARIANCE_FLOOR).rsqrt()
+
+    @torch.no_grad()
+    def fit_global_statistics(self, batches) -> None:
+        """Sets the mean and scale of "global" from `(waveforms, sample_counts)` of training audio."""
+        count, total, squares = 0, 0.0, 0.0
+        for waveforms, sample_counts in batches:
+            lengths = self.lengths(sample_counts)
+            log_mel = mask_frames(self._log_mel(waveforms.float(), sample_counts), lengths).double()
+            count += int(lengths.sum())
+            total = total + log_mel.sum(dim=(0, 1))
+            squares = squares + log_mel.square().sum(dim=(0, 1))
+        if not count:
+            raise ValueError("no audio to take the global feature statistics from")
+        mean = total / count
+        self.mean.copy_(mean)
+        self.scale.copy_((squares / count - mean.square() + VARIANCE_FLOOR).rsqrt())
+
+
+def mel_filters(n_mels: int, window: int, sample_rate: int) -> Tensor:
+    """Triangular mel filters, (n_fft // 2 + 1, n_mels).
+
+    n_fft is the smallest power of two, from the window's length on, that gives every filter a
+    frequency: narrow low filters fall between the bins of a short transform and would be constant.
+    """
+    n_fft = 1 << (window - 1).bit_length()
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchaudio's own word about the empty filters
+            filters = melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate)
+        if filters.any(dim=0).all():
+            return filters
+        n_fft *= 2
+
+
+def frame_moments(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over each utterance's valid frames: (B, T, F) to two (B, 1, F)."""
+    count = lengths[:, None, None]
+    mean = mask_frames(frames, lengths).sum(dim=1, keepdim=True) / count
+    variance = mask_frames(frames - mean, lengths).square().sum(dim=1, keepdim=True) / count
+    return mean, variance

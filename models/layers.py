@@ -1,0 +1,173 @@
+"""Masked convolutions, residual CNN and recurrent layers: padding never reaches a valid frame.
+
+Sequences are (B, T, features) with (B,) integer lengths; images are (B, C, T, F), so that layer
+normalisation over features needs no transpose.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.mingru import MinGRU, ScanSpace
+
+RNNType = Literal["gru", "lstm", "mingru"]
+Norm = Literal["layer", "batch"]
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B,) lengths to (B, size) booleans, true where a position is valid."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def mask_frames(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros beyond each length, in (B, T, features) or in (B, C, T, F)."""
+    mask = length_mask(lengths, x.shape[-2])[..., None]  # (B, T, 1)
+    return x.masked_fill(~(mask[:, None] if x.dim() == 4 else mask), 0.0)
+
+
+def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
+    """Each utterance's valid frames back to front, its padding where it was: (B, T, H) to the same.
+
+    It is its own inverse. A recurrent layer over the reversed frames starts at the utterance's
+    own last frame, which matches packed sequences and needs neither packing nor a
+    synchronisation with the host.
+    """
+    position = torch.arange(x.shape[1], device=x.device)
+    reverse = lengths[:, None] - 1 - position
+    index = torch.where(reverse >= 0, reverse, position)  # (B, T)
+    return x.gather(1, index[..., None].expand_as(x))
+
+
+def conv_length(lengths, kernel: int, stride: int, padding: int):
+    """Output positions of a convolution over `lengths` (a tensor or an int) inputs."""
+    return (lengths + 2 * padding - kernel) // stride + 1
+
+
+class MaskedConv2d(nn.Conv2d):
+    """3x3 convolution, padding 1, to which frames beyond an utterance's length are zeros."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1):
+        super().__init__(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, C, T, F) with T `lengths` to (B, C', T', F')."""
+        return super().forward(mask_frames(x, lengths))
+
+    def output_length(self, lengths):
+        """Frames after this layer, for a tensor of frame counts or one int."""
+        return conv_length(lengths, self.kernel_size[0], self.stride[0], self.padding[0])
+
+
+class ConvStem(nn.Module):
+    """One or two stride-2 convolutions over time and frequency: time stride 2 or 4."""
+
+    def __init__(self, channels: int, time_stride: int):
+        super().__init__()
+        if time_stride not in (2, 4):
+            raise ValueError(f"time_stride {time_stride} must be 2 or 4")
+        inputs = (1, channels)[: time_stride // 2]
+        self.convs = nn.ModuleList(MaskedConv2d(count, channels, stride=2) for count in inputs)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) features to (B, C, T', F') and their (B,) lengths."""
+        x = features[:, None]
+        for i, conv in enumerate(self.convs):
+            x = conv(F.gelu(x) if i else x, lengths)
+            lengths = conv.output_length(lengths)
+        return x, lengths
+
+    def output_length(self, length):
+        """The same arithmetic along time or frequency, for a tensor or an int."""
+        for conv in self.convs:
+            length = conv.output_length(length)
+        return length
+
+
+class ResidualCNN(nn.Module):
+    """Pre-activation residual block (He et al. 2016): twice norm, GELU, dropout, convolution."""
+
+    def __init__(self, channels: int, features: int, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(features) for _ in range(2))
+        self.convs = nn.ModuleList(MaskedConv2d(channels, channels) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, C, T, F) to the same shape."""
+        residual = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = conv(self.dropout(F.gelu(norm(x))), lengths)
+        return x + residual
+
+
+class SequenceBatchNorm(nn.BatchNorm1d):
+    """Sequence-wise batch normalisation (Amodei et al. 2015, section 3.2), over valid frames only.
+
+    The paper normalises W h, the input's share of a recurrent layer's activations; here it is the
+    layer's input h, since `nn.GRU` and `nn.LSTM` keep W to themselves.
+    """
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) to the same shape; padding becomes 0."""
+        valid = length_mask(lengths, x.shape[1])
+        out = torch.zeros_like(x)
+        out[valid] = super().forward(x[valid]).to(x.dtype)
+        return out
+
+
+class SequenceLayerNorm(nn.LayerNorm):
+    """Layer normalisation of every frame by itself."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) to the same shape."""
+        return super().forward(x)
+
+
+NORMS = {"layer": SequenceLayerNorm, "batch": SequenceBatchNorm}
+
+
+def recurrence(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanSpace) -> nn.Module:
+    """One direction of one layer: (B, T, input_size) to a tuple that begins with (B, T, hidden_size)."""
+    if rnn_type == "mingru":
+        return MinGRU(input_size, hidden_size, scan=scan)
+    return {"gru": nn.GRU, "lstm": nn.LSTM}[rnn_type](input_size, hidden_size, batch_first=True)
+
+
+class RecurrentLayer(nn.Module):
+    """norm -> GELU -> recurrence in one or two directions -> dropout; directions are concatenated."""
+
+    def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,
+                 norm: Norm, dropout: float, scan: ScanSpace):
+        super().__init__()
+        self.norm = NORMS[norm](input_size)
+        self.forwards = recurrence(rnn_type, input_size, hidden_size, scan)
+        self.backwards = recurrence(rnn_type, input_size, hidden_size, scan) if bidirectional else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, input_size) to (B, T, directions * hidden_size)."""
+        x = F.gelu(self.norm(x, lengths))
+        out = self.forwards(x)[0]
+        if self.backwards is not None:
+            reverse = self.backwards(reverse_frames(x, lengths))[0]
+            out = torch.cat([out, reverse_frames(reverse, lengths)], dim=-1)
+        return self.dropout(out)
+
+
+class LookaheadConv(nn.Module):
+    """Row convolution (Amodei et al. 2015, section 3.6): r_t = sum_{j=0..context} w_j * h_{t+j}.
+
+    It gives a unidirectional network `context` frames of the future, one filter a feature.
+    """
+
+    def __init__(self, features: int, context: int):
+        super().__init__()
+        self.context = context
+        self.conv = nn.Conv1d(features, features, context + 1, groups=features, bias=False)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) to the same shape; frames beyond the utterance count as zeros."""
+        padded = F.pad(mask_frames(x, lengths).transpose(1, 2), (0, self.context))  # (B, H, T + context)
+        return self.conv(padded).transpose(1, 2)

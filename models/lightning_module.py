@@ -1,0 +1,170 @@
+"""`SpeechModule`: trains any `Recognizer` in PyTorch Lightning."""
+
+import math
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.recognizer import Recognizer
+from utils.audio import SAMPLE_RATE
+from utils.batch import Batch
+from utils.metrics import ErrorCounts, count_errors
+
+
+class SpeechModule(lightning.LightningModule):
+    """Optimiser, schedule, steps, metrics and logging around a network that knows none of them.
+
+    Args:
+        network: any registered recogniser.
+        learning_rate: peak of the schedule.
+        warmup_steps: optimiser steps of linear warm-up; a cosine then falls to 1 % of the peak.
+        weight_decay: of AdamW, for matrices and filters only.
+        seed: every training step's randomness follows from it and the step's own number, so that a
+            resumed run draws what the unbroken one would have drawn.
+    """
+
+    def __init__(self, network: Recognizer, *, learning_rate: float = 3e-4, warmup_steps: int = 1000,
+                 weight_decay: float = 1e-2, seed: int = 0):
+        super().__init__()
+        self.network = network
+        self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
+        self.seed = seed
+        self.results: dict[str, ErrorCounts] = {}  # of the last evaluation, by split
+        self._totals: list[_SplitTotals] = []
+        self.batch_seconds = (0.0, 0.0)  # of the batch under way: audio, and audio with padding
+
+    # -- training ----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Takes the training set's feature statistics, unless a checkpoint brought them."""
+        if self.network.features.normalization == "global" and self.trainer.ckpt_path is None:
+            device = self.network.features.mean.device
+            batches = self.trainer.datamodule.statistics_batches()
+            self.network.features.fit_global_statistics((w.to(device), n.to(device)) for w, n in batches)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the step's random numbers a function of seed, epoch, step and process."""
+        key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Measures the batch while it is on the CPU, where that stalls no device."""
+        padded = batch.waveforms.numel() / SAMPLE_RATE
+        self.batch_seconds = batch.sample_counts.sum().item() / SAMPLE_RATE, padded
+        return batch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss per character of the global batch, however it is split over processes.
+
+        DDP averages gradients over processes; dividing this process's sum by the mean number of
+        tokens a process makes the average the gradient of (total loss) / (total tokens).
+        """
+        sums = self.network.loss(self.network.encode(batch.waveforms, batch.sample_counts), batch)
+        tokens = self._mean_over_processes(batch.token_counts.sum().float()).clamp_min(1.0)
+        losses = {name: value / tokens for name, value in sums.items()}
+        size = len(batch.ids)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", on_step=True, on_epoch=True,
+                     batch_size=size, sync_dist=True)
+        return losses["loss"]
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Clips the norm of all gradients together, and logs it as it was before."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        self.log("train/grad_norm", norm)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW; the schedule is a function of the step."""
+        decayed = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
+        others = [p for p in self.parameters() if p.requires_grad and p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, warmup=self.warmup_steps, total=total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Adds what rebuilds the network without any other file."""
+        checkpoint["recognizer"] = dict(self.network.config)
+
+    # -- evaluation --------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing carries over from one evaluation to the next."""
+        names = self.split_names()
+        self._totals = [_SplitTotals() for _ in names]
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Returns the batch's hypotheses, for callbacks that show them."""
+        encoding = self.network.encode(batch.waveforms, batch.sample_counts)
+        hypotheses = self.network.decode(encoding)
+        loss = self.network.loss(encoding, batch)["loss"]
+        self._totals[dataloader_idx].add(loss, batch, count_errors(batch.texts, hypotheses))
+        return hypotheses
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs each split, and all dev splits pooled as `dev/wer`, which chooses checkpoints."""
+        self._log_results(pooled="dev")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs each test split."""
+        self._log_results(pooled=None)
+
+    def split_names(self) -> list[str]:
+        """The splits that are being evaluated, in the order of their loaders."""
+        data = self.trainer.datamodule
+        return data.test_sets if self.trainer.testing else data.val_sets
+
+    def _log_results(self, pooled: str | None) -> None:
+        sums = [self.trainer.strategy.reduce(totals.tensor(self.device), reduce_op="sum").cpu()
+                for totals in self._totals]
+        rows = dict(zip(self.split_names(), sums, strict=True))
+        if pooled:
+            rows[pooled] = torch.stack(sums).sum(dim=0)
+        self.results = {}
+        for split, row in rows.items():
+            loss, tokens, *counts = row.tolist()
+            errors = ErrorCounts(*(round(count) for count in counts))
+            if split != pooled:
+                self.results[split] = errors
+            self.log_dict({f"{split}/wer": errors.wer, f"{split}/cer": errors.cer,
+                           f"{split}/loss": loss / max(tokens, 1.0)}, rank_zero_only=False, sync_dist=False)
+            if split == pooled:
+                self.log("dev_wer", errors.wer, prog_bar=True, logger=False)
+
+    def _mean_over_processes(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value, reduce_op="mean")
+
+
+class _SplitTotals:
+    """Sums of one split on one process: loss, tokens and the fields of ErrorCounts."""
+
+    def __init__(self):
+        self.loss, self.tokens, self.errors = 0.0, 0, ErrorCounts()
+
+    def add(self, loss: Tensor, batch: Batch, errors: ErrorCounts) -> None:
+        self.loss += float(loss)
+        self.tokens += int(batch.token_counts.sum())
+        self.errors += errors
+
+    def tensor(self, device) -> Tensor:
+        """(7,) float64, exact for counts below 2 ** 53."""
+        return torch.tensor([self.loss, self.tokens, *self.errors], dtype=torch.float64, device=device)
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.01) -> float:
+    """Factor of the peak learning rate: linear from 1 / warmup to 1, then a half cosine to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+

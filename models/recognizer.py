@@ -1,0 +1,118 @@
+"""What every network offers, from waveforms to text, whatever its architecture."""
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from models.features import LogMel, Normalization
+from models.specaugment import SpecAugment
+from utils.audio import SILENCE
+from utils.batch import Batch
+from utils.checkpoint import CheckpointError, read_checkpoint
+from utils.text import ENGLISH, CharTokenizer
+
+
+class Encoding(NamedTuple):
+    """Encoder output of B utterances."""
+
+    frames: Tensor  # (B, T, H)
+    lengths: Tensor  # (B,) int64
+
+
+class Recognizer(nn.Module, ABC):
+    """A network that turns waveforms into text. Subclasses register under `name=`.
+
+    A subclass's keyword-only constructor is its command line: each argument becomes a flag of
+    `train.py`, helped by its line under `Args:`, and together they rebuild the network from a
+    checkpoint. Arguments are plain values.
+    """
+
+    registry: dict[str, type["Recognizer"]] = {}
+
+    def __init_subclass__(cls, *, name: str, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.name = name
+        Recognizer.registry[name] = cls
+
+    def __init__(self, *, n_mels: int, window_ms: float, hop_ms: float, normalization: Normalization,
+                 freq_masks: int, freq_width: int, time_masks: int, time_width: int, time_share: float,
+                 alphabet: str = ENGLISH):
+        super().__init__()
+        self.tokenizer = CharTokenizer(alphabet=alphabet)
+        self.features = LogMel(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms,
+                               normalization=normalization)
+        self.specaugment = SpecAugment(freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
+                                       time_width=time_width, time_share=time_share)
+
+    @abstractmethod
+    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
+        """(B, S) samples and (B,) counts to encoder frames; augments while training."""
+
+    @abstractmethod
+    def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, V) float32 log-probabilities and their (B,) lengths, in training and evaluation alike."""
+
+    @abstractmethod
+    def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
+        """Scalars summed over the batch's tokens; `loss` is the one to descend."""
+
+    @abstractmethod
+    def decode(self, encoding: Encoding) -> list[str]:
+        """The text of each utterance."""
+
+    @abstractmethod
+    def output_frames(self, samples: int) -> int:
+        """Output frames of an utterance of so many samples, by the layers' own arithmetic."""
+
+    def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) log-mel features, masked by SpecAugment while training, and (B,) lengths."""
+        features, lengths = self.features(waveforms, sample_counts)
+        return self.specaugment(features, lengths), lengths
+
+    @torch.inference_mode()
+    def transcribe(self, waveforms: list[Tensor]) -> list[str]:
+        """Texts of (S,) float32 waveforms at 16 kHz, as one batch on the network's own device.
+
+        A waveform below SILENCE throughout has no words, whatever a network would hear in it.
+        """
+        device = next(self.parameters()).device
+        counts = torch.tensor([len(waveform) for waveform in waveforms], device=device)
+        padded = pad_sequence(waveforms, batch_first=True).to(device)
+        texts = self.eval().decode(self.encode(padded, counts))
+        return [text if waveform.abs().max() > SILENCE else "" for text, waveform in zip(texts, waveforms, strict=True)]
+
+    @staticmethod
+    def build(name: str, **options) -> "Recognizer":
+        """The registered model `name`; `config` keeps the name and every option, given or default."""
+        cls = Recognizer.registry[name]
+        network = cls(**options)
+        network.config = {"model": name, **default_options(cls), **options}
+        return network
+
+    @staticmethod
+    def from_checkpoint(path, device: str | torch.device = "cpu") -> "Recognizer":
+        """The network of a checkpoint, in evaluation mode. Raises CheckpointError in one line."""
+        checkpoint = read_checkpoint(path)
+        config = dict(checkpoint["recognizer"])
+        name = config.pop("model")
+        if name not in Recognizer.registry:
+            raise CheckpointError(path, f"holds a model {name!r}, which this version does not have")
+        weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()
+                   if key.startswith("network.")}
+        try:
+            network = Recognizer.build(name, **config)
+            network.load_state_dict(weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(path, f"does not fit this version's {name}: {reason}") from None
+        return network.eval().to(device)
+
+
+def default_options(cls: type[Recognizer]) -> dict:
+    """The constructor's keyword arguments and their defaults."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

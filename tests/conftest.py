@@ -1,0 +1,38 @@
+"""Shared fixtures: real speech, and tiny networks of every registered kind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import Recognizer
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = ROOT / "tests" / "corpus"  # train, dev and test folders of real recordings
+SPEECH = sorted(CORPUS.rglob("*.opus"))
+
+TINY = {  # options that make a network small enough for a test, by model
+    "deepspeech2": {"n_mels": 20, "conv_channels": 4, "cnn_layers": 1, "rnn_size": 16, "rnn_layers": 2},
+}
+VARIANTS = {  # every branch of every model
+    "gru": ("deepspeech2", {"rnn_type": "gru"}),
+    "lstm": ("deepspeech2", {"rnn_type": "lstm"}),
+    "mingru": ("deepspeech2", {"rnn_type": "mingru"}),
+    "mingru-log": ("deepspeech2", {"rnn_type": "mingru", "mingru_scan": "log"}),
+    "batchnorm": ("deepspeech2", {"norm": "batch", "time_stride": 4}),
+    "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
+    "global": ("deepspeech2", {"normalization": "global", "head": "linear", "time_stride": 4}),
+}
+
+
+def tiny_network(variant: str) -> Recognizer:
+    """A small network of a variant, with seeded weights."""
+    model, options = VARIANTS[variant]
+    torch.manual_seed(0)
+    return Recognizer.build(model, **{**TINY[model], **options})
+
+
+@pytest.fixture(params=VARIANTS)
+def network(request) -> Recognizer:
+    """Each variant of each registered model, in evaluation mode."""
+    return tiny_network(request.param).eval()

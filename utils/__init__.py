@@ -1,0 +1,1 @@
+"""What training and inference both need; imports neither `models` nor `data`."""

@@ -1,0 +1,131 @@
+"""Sound files to 16 kHz mono float32, and what can be wrong with them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+SAMPLE_RATE = 16_000  # Hz, of everything the models see
+SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
+EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+_STREAMED_SIZE = 0xFFFF_FFFF  # a WAV written to a pipe states this size: unknown, not truncated
+
+
+class AudioError(ValueError):
+    """A sound file that cannot be used; the message is one line and begins with its path."""
+
+    def __init__(self, path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self):  # so that a data worker can send it to the main process
+        return AudioError, (self.path, self.reason)
+
+
+def load_audio(path, *, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """Reads FLAC, WAV, OGG, Opus or MP3 of any rate and channel count.
+
+    Returns (S,) float32 at `sample_rate`, the mean of the channels.
+    Raises AudioError for a missing, unreadable, truncated, empty or non-finite file.
+    """
+    with _open(path) as sound:
+        try:
+            samples = sound.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(path, _reason(error)) from None
+        if len(samples) < sound.frames:
+            raise AudioError(path, f"truncated: {len(samples)} of {sound.frames} samples")
+        rate = sound.samplerate
+    return from_samples(samples, rate, name=path, sample_rate=sample_rate)
+
+
+def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """(S,) or (S, channels) samples at `rate` Hz to a (S',) float32 tensor at `sample_rate`.
+
+    Raises AudioError, naming `name`, where there is no sample or one is not finite.
+    """
+    mono = samples.mean(axis=1, dtype=np.float32) if samples.ndim == 2 and samples.shape[1] > 1 else samples
+    mono = np.ascontiguousarray(mono, dtype=np.float32).reshape(-1)
+    if not mono.size:
+        raise AudioError(name, "empty: no samples")
+    if not np.isfinite(mono.sum()):  # one pass; a sum of finite samples in [-1, 1] stays finite
+        raise AudioError(name, "samples that are not finite (NaN or infinity)")
+    return resample(torch.from_numpy(mono), rate, sample_rate)
+
+
+def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Band-limited resampling along the last dimension; both rates in Hz."""
+    if rate == new_rate:
+        return waveform
+    from torchaudio.functional import resample as sinc_resample
+
+    return sinc_resample(waveform, rate, new_rate)
+
+
+def probe_seconds(path) -> float:
+    """Duration from the header, in seconds, at about a millisecond a file.
+
+    Reads the last sample too, and what the container says of its own end: both betray a
+    truncated file without decoding the whole of it. Floating-point files, the only ones that can
+    hold NaN, are read whole. Raises AudioError.
+    """
+    with _open(path) as sound:
+        if not sound.frames:
+            raise AudioError(path, "empty: no samples")
+        if sound.subtype in ("FLOAT", "DOUBLE"):
+            load_audio(path)
+        if not _ends_properly(path, sound):
+            raise AudioError(path, "truncated: it ends before its header says")
+        return sound.frames / sound.samplerate
+
+
+def _open(path) -> soundfile.SoundFile:
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(path, "no such file" if not path.exists() else "not a file")
+    if not os.access(path, os.R_OK):
+        raise AudioError(path, "not readable (permission denied)")
+    if not path.stat().st_size:
+        raise AudioError(path, "empty: 0 bytes")
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise AudioError(path, f"not audio that can be read ({_reason(error)})") from None
+
+
+def _ends_properly(path, sound: soundfile.SoundFile) -> bool:
+    if sound.format == "OGG":
+        return _last_ogg_page_ends_stream(path)
+    if sound.format in ("WAV", "WAVEX", "RF64") and _states_more_bytes(sound.extra_info):
+        return False
+    try:
+        sound.seek(sound.frames - 1)
+        return len(sound.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return False
+
+
+def _states_more_bytes(extra_info: str) -> bool:
+    """Whether libsndfile's log has the line `data : STATED (should be FOUND)`, FOUND the smaller."""
+    for line in extra_info.splitlines():
+        if line.strip().startswith("data :") and "(should be" in line:
+            stated, found = line.split(":")[1].rstrip(")").split("(should be")
+            return _STREAMED_SIZE != int(stated) > int(found)
+    return False
+
+
+def _last_ogg_page_ends_stream(path) -> bool:
+    """RFC 3533: a page's header type, 5 bytes after its `OggS`, has bit 4 set on the last page."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 65_536))
+        tail = file.read()
+    page = tail.rfind(b"OggS")
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.split()).rstrip(".").lower() or "unknown error"

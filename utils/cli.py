@@ -1,0 +1,166 @@
+"""Command lines: flags from constructors, YAML files as strict as flags, errors in one line."""
+
+import argparse
+import inspect
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+
+class UsageError(ValueError):
+    """A wrong flag or configuration; the message is one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Raises UsageError in place of printing the usage and leaving."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def add_constructor_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """One flag for each keyword-only argument of `cls`, with its type, choices, default and help.
+
+    Understood are int, float, str, bool, Literal and list of these; the help is the argument's
+    line under `Args:` in the class's docstring.
+    """
+    helps = dict(re.findall(r"^\s{8}(\w+): (.+)$", cls.__doc__ or "", flags=re.MULTILINE))
+    hints = typing.get_type_hints(cls.__init__)
+    group = parser.add_argument_group(f"model: {cls.__name__}")
+    for parameter in inspect.signature(cls.__init__).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            name, default = parameter.name, parameter.default
+            help_text = helps.get(name, "").replace("%", "%%") or None
+            group.add_argument(f"--{name}", default=default, help=help_text, **_flag_type(hints[name]))
+
+
+def _flag_type(hint) -> dict:
+    """The `add_argument` options of a type hint."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if origin is typing.Literal:
+        return {"type": type(arguments[0]), "choices": arguments}
+    if origin is list:
+        return {"nargs": "*", **_flag_type(arguments[0])}
+    if origin in (types.UnionType, typing.Union):
+        return _flag_type(next(a for a in arguments if a is not type(None)))
+    return {"type": hint}
+
+
+def config_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A YAML file of flags as command-line arguments; argparse then checks them like any other.
+
+    Raises UsageError that names the file and the key: unknown key, wrong type, bad choice.
+    """
+    options = {name: action for action in parser._actions for name in action.option_strings}
+    arguments = []
+    for key, value in read_yaml(path).items():
+        action = options.get(f"--{key}")
+        if action is None or key in ("config", "help"):
+            raise UsageError(f"{path}: {key}: no such flag")
+        words = _words(path, key, value, action)
+        try:
+            _check(words, action)
+        except UsageError as error:
+            raise UsageError(f"{path}: {key}: {error}") from None
+        arguments += words
+    return arguments
+
+
+def read_yaml(path: str) -> dict:
+    """The mapping in a YAML file. Raises UsageError."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path}: must hold one `flag: value` a line")
+    return content
+
+
+def _words(path: str, key: str, value, action: argparse.Action) -> list[str]:
+    if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: {key}: must be true or false, not {value!r}")
+        if action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction):
+            return [f"--{key}"] if value else []
+        return [f"--{key}" if value else f"--no-{key}"]
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and action.nargs is None:
+        raise UsageError(f"{path}: {key}: takes one value, not a list")
+    if any(v is None or isinstance(v, bool | dict | list) for v in values):
+        raise UsageError(f"{path}: {key}: {value!r} is not a value for it")
+    if action.nargs is None:
+        return [f"--{key}={values[0]}"]  # with "=", so that a value may begin with a dash
+    return [f"--{key}", *map(str, values)]
+
+
+def _check(words: list[str], action: argparse.Action) -> None:
+    """Parses one option by itself, so that an error can be told from those of the others."""
+    parser = OneLineParser(add_help=False)
+    parser._add_action(action)
+    required, action.required = action.required, False
+    try:
+        parser.parse_args(words)
+    except UsageError as error:
+        raise UsageError(re.sub(r"^argument [^:]+: ", "", str(error))) from None
+    finally:
+        action.required = required
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    return _bounded(int(text), 1)
+
+
+def nonnegative_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    return _bounded(int(text), 0)
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and finite")
+    return value
+
+
+def nonnegative_float(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and finite")
+    return value
+
+
+def count_or_share(text: str) -> int | float:
+    """argparse type: a count, or a share between 0.0 and 1.0 where it has a decimal point."""
+    if "." not in text:
+        return _bounded(int(text), 0)
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, or a share between 0.0 and 1.0")
+    return value
+
+
+def _bounded(value: int, least: int) -> int:
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+    return value
+
+
+def fail(program: str, error) -> typing.NoReturn:
+    """One line on standard error, and exit status 2."""
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2)

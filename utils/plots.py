@@ -1,0 +1,73 @@
+"""Figures: spectrograms with output posteriors, and the curves of runs.
+
+    python -m utils.plots runs/digits/history.jsonl [MORE ...] --output curves.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+
+def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: str):
+    """The log-mel spectrogram of one utterance above its output posteriors.
+
+    Args:
+        features: (T, F).
+        log_probs: (T', 1 + len(alphabet)), the blank first.
+
+    Returns a matplotlib Figure, not registered with pyplot, so that it needs no closing.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
+    top.imshow(features.T.float().numpy(), origin="lower", aspect="auto", cmap="magma")
+    top.set(title=title, ylabel="mel bin", xlabel="frame")
+    posteriors = log_probs.exp().float().numpy()
+    bottom.plot(posteriors[:, 0], color="0.8", label="blank")
+    for index, char in enumerate(alphabet, start=1):
+        if posteriors[:, index].max() > 0.3:
+            bottom.plot(posteriors[:, index], label="space" if char == " " else char)
+    bottom.set(xlim=(0, len(posteriors) - 1), ylim=(0, 1.02), xlabel="output frame", ylabel="probability")
+    bottom.legend(loc="upper right", ncols=10, fontsize=8)
+    return figure
+
+
+def curve_figure(histories: dict[str, list[dict]]):
+    """Training loss and dev word error rate by epoch, one line a run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, rows in histories.items():
+        epochs = [row["epoch"] for row in rows]
+        left.plot(epochs, [row["train/loss"] for row in rows], label=name)
+        right.plot(epochs, [100 * row["dev/wer"] for row in rows], label=name)
+    left.set(xlabel="epoch", ylabel="training loss (nats a character)", yscale="log")
+    right.set(xlabel="epoch", ylabel="dev word error rate (%)", ylim=(0, 105))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return figure
+
+
+def read_history(path: Path) -> list[dict]:
+    """The rows of a run's `history.jsonl`; where a resumed run repeated an epoch, its last word counts."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return list({row["epoch"]: row for row in rows}.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draws the curves of runs.")
+    parser.add_argument("history", nargs="+", type=Path)
+    parser.add_argument("--output", required=True, type=Path)
+    args = parser.parse_args()
+    figure = curve_figure({path.parent.name: read_history(path) for path in args.history})
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.output, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
