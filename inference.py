@@ -117,9 +117,10 @@ def load_network(args: argparse.Namespace) -> Recognizer:
     return Recognizer.from_checkpoint(args.checkpoint, device)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Leaves with the exit status that the module states."""
     try:
-        args = parse_arguments()
+        args = parse_arguments(argv)
         if args.threads:
             torch.set_num_threads(args.threads)
         paths = list(dict.fromkeys(find_audio(args.audio)))

@@ -42,7 +42,7 @@ FIRST_CHAPTER = {"train": 100_000, "dev": 200_000, "test": 300_000}
 HELD_OUT_SHARE = 0.05  # of the sentences, and of train's hours, for dev and for test each
 HELD_OUT_MINUTES = (6, 60)  # the least and the most; a tiny train lowers the least to half of itself
 CHAPTER_SECONDS = (30, 120)
-WORDS_PER_MINUTE = (130, 200)
+WORDS_PER_MINUTE = (105, 160)  # slow enough that 40 ms frames outnumber the letters, as CTC needs
 PEAK = (0.25, 0.95)  # the loudest sample, of full scale
 NOISE_DB = (20, 40)  # speech over white noise
 
@@ -246,7 +246,7 @@ def write_chapter(chapter: Chapter, root: Path) -> tuple[Speaker, int, int]:
     folder = root / speaker.split / str(speaker.number) / str(chapter.number)
     folder.mkdir(parents=True)
     lines, samples = [], 0
-    while not lines or samples < (chapter.seconds - 1) * SAMPLE_RATE:  # 1 s: half an utterance
+    while not lines or samples < (chapter.seconds - 1.3) * SAMPLE_RATE:  # 1.3 s: half an utterance
         sentence = draw_sentence_of(speaker.split, rng)
         wave = record(sentence, speaker, rng)
         key = f"{name}-{len(lines):04d}"

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "tests" / "corpus"  # train, dev and test folders of real recordings
 SPEECH = sorted(CORPUS.rglob("*.opus"))
 
+torch.set_num_threads(1)  # these networks are too small for more, and test runs often share a machine
+
 TINY = {  # options that make a network small enough for a test, by model
     "deepspeech2": {"n_mels": 20, "conv_channels": 4, "cnn_layers": 1, "rnn_size": 16, "rnn_layers": 2},
 }

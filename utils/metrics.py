@@ -37,7 +37,8 @@ class ErrorCounts(NamedTuple):
 def count_errors(references: list[str], hypotheses: list[str]) -> ErrorCounts:
     """Counts by minimum edit distance; texts are compared as they are given.
 
-    Raises ValueError where the lists differ in length or a reference is empty.
+    An empty reference has no words, and every word heard there is an error.
+    Raises ValueError where the lists differ in length.
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references, but {len(hypotheses)} hypotheses")

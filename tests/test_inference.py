@@ -1,0 +1,121 @@
+"""`inference.py` as it is typed."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import CORPUS, ROOT, SPEECH, tiny_network
+
+import inference
+from utils.audio import load_audio
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network of random weights: it writes nonsense, the same nonsense always."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
+    network = tiny_network("mingru")
+    torch.save({"recognizer": network.config,
+                "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, path)
+    return path
+
+
+def transcribe(capsys, *argv) -> tuple[int, list[str], str]:
+    """Exit status, lines of standard output, and standard error."""
+    with pytest.raises(SystemExit) as leave:
+        inference.main([str(argument) for argument in argv])
+    captured = capsys.readouterr()
+    return leave.value.code, captured.out.splitlines(), captured.err
+
+
+def test_one_file_one_line(checkpoint, capsys):
+    expected = inference.Recognizer.from_checkpoint(checkpoint).transcribe([load_audio(SPEECH[0])])
+    assert transcribe(capsys, "--checkpoint", checkpoint, "--audio", SPEECH[0]) == (0, expected, "")
+
+
+def test_any_rate_and_channels_give_the_words_of_the_original(checkpoint, tmp_path, capsys):
+    """8 kHz loses sound; 48 kHz in stereo must not."""
+    waveform = load_audio(SPEECH[0]).numpy()
+    from torchaudio.functional import resample
+
+    up = resample(torch.from_numpy(waveform), 16_000, 48_000).numpy()
+    soundfile.write(tmp_path / "stereo.flac", np.stack([up, up], axis=1), 48_000)
+    soundfile.write(tmp_path / "narrow.wav", waveform[::2], 8_000)
+    status, lines, _ = transcribe(capsys, "--checkpoint", checkpoint, "--audio", SPEECH[0], tmp_path / "stereo.flac",
+                                  tmp_path / "narrow.wav")
+    assert status == 0 and len(lines) == 3
+    assert lines[0].split(": ")[0] == str(SPEECH[0])
+
+
+def test_folders_batches_and_json(checkpoint, capsys):
+    """Every file of a folder, in order, the same whatever the batch size."""
+    outputs = [transcribe(capsys, "--checkpoint", checkpoint, "--audio", CORPUS / "dev", "--output_format", "json",
+                          "--batch_size", size) for size in (1, 3)]
+    assert outputs[0] == outputs[1] and outputs[0][0] == 0
+    rows = [json.loads(line) for line in outputs[0][1]]
+    assert [row["audio"] for row in rows] == [str(path) for path in sorted((CORPUS / "dev").rglob("*.opus"))]
+    assert all(row["seconds"] == pytest.approx(soundfile.info(row["audio"]).duration, abs=1e-3) for row in rows)
+
+
+def test_output_dir(checkpoint, tmp_path, capsys):
+    status, lines, _ = transcribe(capsys, "--checkpoint", checkpoint, "--audio", *SPEECH[:2], "--output_dir", tmp_path)
+    assert (status, lines) == (0, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{path.stem}.txt" for path in SPEECH[:2])
+
+
+def test_bad_files_are_named_and_the_others_go_on(checkpoint, tmp_path, capsys):
+    """Missing, empty, corrupt; a silent one is transcribed as nothing."""
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("not sound")
+    (tmp_path / "cut.opus").write_bytes(SPEECH[0].read_bytes()[:60])
+    soundfile.write(tmp_path / "nan.wav", np.full(1000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    bad = [tmp_path / name for name in ("absent.wav", "empty.wav", "text.wav", "cut.opus", "nan.wav", "none.wav")]
+    status, lines, errors = transcribe(capsys, "--checkpoint", checkpoint, "--audio", *bad, SPEECH[0],
+                                       tmp_path / "silent.wav")
+    assert status == 1
+    assert [line.split(": ")[0] for line in errors.splitlines()] == ["inference.py"] * len(bad)
+    assert all(f"{path}: " in line for path, line in zip(bad, errors.splitlines(), strict=True))
+    assert len(lines) == 2 and lines[1] == f"{tmp_path / 'silent.wav'}: "
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--audio", "x.wav"], "required: --checkpoint"),
+    (["--checkpoint", "absent.ckpt", "--audio", "x.wav"], "absent.ckpt: no such checkpoint file"),
+    (["--checkpoint", str(ROOT / "LICENSE"), "--audio", "x.wav"], "LICENSE: not a checkpoint"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--device", "abacus"], "--device abacus"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--batch_size", "0"], "--batch_size: 0 must be at least 1"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--output_format", "doc"], "--output_format: invalid choice"),
+    (["--checkpoint", "{good}", "--audio", str(ROOT / "configs")], "no .flac"),
+    (["--checkpoint", "{good}", "--audio", "a/x.wav", "b/x.wav", "--output_dir", "{tmp}"], "several recordings"),
+    (["--checkpoint", "{foreign}", "--audio", "x.wav"], "not a checkpoint of this project"),
+    (["--checkpoint", "{cut}", "--audio", "x.wav"], "damaged"),
+    (["--checkpoint", "{unfit}", "--audio", "x.wav"], "does not fit"),
+    (["--checkpoint", "{unknown}", "--audio", "x.wav"], "'hmm', which this version does not have"),
+])
+def test_wrong_flags_and_checkpoints_in_one_line(checkpoint, tmp_path, capsys, flags, message):
+    files = {name: tmp_path / f"{name}.ckpt" for name in ("foreign", "cut", "unfit", "unknown")}
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({"weights": torch.zeros(3)}, files["foreign"])
+    files["cut"].write_bytes(checkpoint.read_bytes()[:2000])
+    torch.save({**content, "recognizer": {**content["recognizer"], "rnn_size": 8}}, files["unfit"])
+    torch.save({**content, "recognizer": {"model": "hmm"}}, files["unknown"])
+    flags = [flag.format(good=checkpoint, tmp=tmp_path / "out", **files) for flag in flags]
+    status, lines, error = transcribe(capsys, *flags)
+    assert (status, lines) == (2, [])
+    assert message in error and len(error.splitlines()) == 1 and error.startswith("inference.py: error: ")
+
+
+def test_it_starts_without_the_training_packages(checkpoint):
+    """As a user starts it; the heavy packages of training stay out."""
+    code = ("import sys, inference\ntry: inference.main(sys.argv[1:])\nexcept SystemExit as leave: assert not leave.code\n"
+            "heavy = {'lightning', 'pytorch_lightning', 'torchmetrics', 'comet_ml', 'pyctcdecode', 'kenlm', 'matplotlib',"
+            " 'jiwer', 'data'}\nassert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    command = [sys.executable, "-c", code, "--checkpoint", str(checkpoint), "--audio", str(SPEECH[0])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,130 @@
+"""Layers against PyTorch's own where it has them, and features against torchaudio's."""
+
+import pytest
+import torch
+import torchaudio
+from conftest import SPEECH, tiny_network
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from models import Recognizer
+from models.features import LogMel, frame_moments
+from models.layers import LookaheadConv, RecurrentLayer, SequenceBatchNorm, mask_frames, reverse_frames
+from models.specaugment import SpecAugment
+from utils.audio import load_audio
+
+LENGTHS = torch.tensor([9, 1, 6])
+
+
+def test_reverse_frames_is_its_own_inverse():
+    x = torch.arange(3 * 9.0).reshape(3, 9, 1)
+    reverse = reverse_frames(x, LENGTHS)
+    assert reverse[2, :6, 0].tolist() == x[2, :6, 0].flip(0).tolist()
+    assert torch.equal(reverse[2, 6:], x[2, 6:])
+    assert torch.equal(reverse_frames(reverse, LENGTHS), x)
+
+
+@pytest.mark.parametrize(("kind", "cls"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_two_directions_match_packed_sequences(kind, cls):
+    torch.manual_seed(0)
+    layer = RecurrentLayer(6, 5, rnn_type=kind, bidirectional=True, norm="layer", dropout=0.0, scan="linear")
+    packed = cls(6, 5, batch_first=True, bidirectional=True)
+    state = {**layer.forwards.state_dict(),
+             **{f"{name}_reverse": value for name, value in layer.backwards.state_dict().items()}}
+    packed.load_state_dict(state)
+    x = torch.randn(3, 9, 6)
+    inputs = nn.functional.gelu(layer.norm(x, LENGTHS))
+    expected, _ = pad_packed_sequence(
+        packed(pack_padded_sequence(inputs, LENGTHS, batch_first=True, enforce_sorted=False))[0], batch_first=True)
+    torch.testing.assert_close(mask_frames(layer(x, LENGTHS), LENGTHS), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_batch_norm_sees_valid_frames_only():
+    torch.manual_seed(0)
+    norm = SequenceBatchNorm(4)
+    x = torch.randn(3, 9, 4)
+    x[1, 1:] = 1e6
+    x[2, 6:] = -1e6
+    valid = torch.cat([x[0], x[1, :1], x[2, :6]])
+    out = norm(x, LENGTHS)
+    expected = (valid - valid.mean(0)) / (valid.var(0, unbiased=False) + norm.eps).sqrt()
+    torch.testing.assert_close(torch.cat([out[0], out[1, :1], out[2, :6]]), expected, atol=1e-5, rtol=1e-5)
+    assert not out[1, 1:].any()
+
+
+def test_lookahead_is_the_papers_sum():
+    torch.manual_seed(0)
+    layer, x = LookaheadConv(4, 3), torch.randn(3, 9, 4)
+    out, weights = layer(x, LENGTHS), layer.conv.weight[:, 0]  # (H, context + 1)
+    for b, length in enumerate(LENGTHS.tolist()):
+        for t in range(length):
+            expected = sum(weights[:, j] * x[b, t + j] for j in range(4) if t + j < length)
+            torch.testing.assert_close(out[b, t], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_unidirectional_network_sees_only_its_context():
+    """A change after the lookahead's horizon cannot reach a frame; the features look at their own window."""
+    network = tiny_network("lookahead").eval()
+    network.features.normalization = "none"
+    waveform = torch.randn(1, 32_000) * 0.1
+    changed = waveform.clone()
+    changed[:, 20_000:] = 0.0
+    counts = torch.tensor([32_000])
+    with torch.no_grad():
+        difference = (network(waveform, counts)[0] - network(changed, counts)[0]).abs().amax(-1)[0]
+    first = int((difference > 1e-6).nonzero()[0])
+    frame = 20_000 // 160 // 2  # the output frame in which the change happens
+    assert frame - 3 - 4 <= first <= frame  # lookahead 3, and the convolutions' own neighbours
+
+
+def test_known_network_has_14_233_053_parameters():
+    network = Recognizer.build("deepspeech2", n_mels=128, time_stride=2, conv_channels=32, cnn_layers=2,
+                               rnn_type="gru", rnn_size=512, rnn_layers=3, head="mlp")
+    assert sum(p.numel() for p in network.parameters()) == 14_233_053
+
+
+@pytest.mark.parametrize("n_mels", [40, 80, 128])
+def test_log_mel_is_torchaudios(n_mels):
+    """The same energies as torchaudio's MelSpectrogram with the same frames, zeros beyond the ends."""
+    waveform = load_audio(SPEECH[0])
+    ours = LogMel(n_mels=n_mels, normalization="none")
+    theirs = torchaudio.transforms.MelSpectrogram(n_fft=ours.n_fft, win_length=400, hop_length=160, n_mels=n_mels,
+                                                  pad_mode="constant")
+    features, lengths = ours(waveform[None], torch.tensor([len(waveform)]))
+    expected = theirs(waveform).clamp_min(1e-6).log().T
+    assert lengths.item() == len(features[0]) == len(expected) == 1 + len(waveform) // 160
+    torch.testing.assert_close(features[0], expected, atol=1e-3, rtol=1e-4)
+    assert ours.filters.any(dim=0).all()
+
+
+def test_normalisations():
+    waveforms = [load_audio(path) for path in SPEECH[:3]]
+    batches = [(w[None], torch.tensor([len(w)])) for w in waveforms]
+    each = LogMel()
+    for waveform, count in batches:
+        features, lengths = each(waveform, count)
+        mean, variance = frame_moments(features, lengths)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+        torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)
+    corpus = LogMel(normalization="global")
+    corpus.fit_global_statistics(batches)
+    frames = torch.cat([corpus(*batch)[0][0] for batch in batches])
+    torch.testing.assert_close(frames.mean(0), torch.zeros(80), atol=1e-3, rtol=0)
+    torch.testing.assert_close(frames.std(0), torch.ones(80), atol=1e-2, rtol=0)
+
+
+def test_specaugment_masks_within_its_policy():
+    torch.manual_seed(0)
+    augment = SpecAugment(freq_masks=2, freq_width=5, time_masks=2, time_width=30, time_share=0.2)
+    lengths = torch.tensor([100, 40] * 100)
+    features = torch.ones(200, 100, 80)
+    masked = augment(features, lengths) == 0
+    assert features.all(), "the input was changed"
+    bins = masked.all(dim=1).sum(-1)
+    frames = masked.all(dim=2)
+    assert bins.max() <= 10 and (bins > 0).float().mean() > 0.9
+    assert frames[0::2].sum(-1).max() <= 20 and frames[1::2].sum(-1).max() <= 8
+    assert (frames.sum(-1) > 0).float().mean() > 0.7
+    assert not frames[1::2, 40:].any(), "masks on padding only"
+    assert torch.equal(augment.eval()(features, lengths), features)
+    assert len({tuple(row.nonzero().flatten().tolist()) for row in frames[0::2]}) > 50, "drawn by utterance"

@@ -1,0 +1,249 @@
+"""`train.py` as it is typed: train, resume, several processes, and what it refuses."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import CORPUS, ROOT, TINY
+
+import train
+from models import Recognizer
+from utils.checkpoint import CheckpointError
+from utils.cli import UsageError
+
+SMALL = [f"--{name}={value}" for name, value in TINY["deepspeech2"].items()]
+DATA = [f"--data_root={CORPUS}", "--train_sets", "train", "--val_sets", "dev", "test", "--test_sets", "test"]
+RUN = ["-g", "0", "-w", "0", "--batch_size", "5", "--warmup_steps", "2", "--logger", "none", "--no-progress_bar"]
+
+
+def arguments(output: Path, *more: str) -> list[str]:
+    return [*SMALL, *DATA, *RUN, f"--output_dir={output}", f"--cache_dir={output.parent / 'cache'}", *more]
+
+
+def run(*argv: str) -> subprocess.CompletedProcess:
+    """`python train.py`, in a process of its own, as a user starts it."""
+    return subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+
+def weights(path: Path) -> dict:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    """The output folder of three epochs, in this process."""
+    output = tmp_path_factory.mktemp("run") / "unbroken"
+    train.main(arguments(output, "--epochs", "3", "--logger", "csv", "--speed_perturb", "0.9", "1.1"))
+    return output
+
+
+def test_a_run_leaves_its_results(unbroken):
+    results = json.loads((unbroken / "results.json").read_text())["test"]
+    assert results["utterances"] == 5 and results["words"] == 18
+    assert results["wer"] == results["errors"] / results["words"]
+    assert Path(results["checkpoint"]).is_file()
+    assert (unbroken / "checkpoints" / "best.ckpt").resolve() == Path(results["checkpoint"]).resolve()
+    history = [json.loads(line) for line in (unbroken / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    logged = {"train/loss", "train/grad_norm", "train/audio_seconds_per_second", "train/padding", "learning_rate",
+              "dev/wer", "dev/cer", "dev/loss", "test/wer"}
+    assert logged <= history[-1].keys()
+    assert "reference" in (unbroken / "samples" / "samples.txt").read_text()
+    assert (unbroken / "samples" / "posteriors.png").stat().st_size > 10_000
+
+
+def test_the_configuration_is_kept(unbroken):
+    kept = yaml.safe_load((unbroken / "config.yaml").read_text())
+    assert kept["epochs"] == 3 and kept["rnn_size"] == 16 and kept["precision"] == "32-true"
+    checkpoint = torch.load(unbroken / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["recognizer"]["rnn_size"] == 16
+    assert not [value for value in checkpoint["recognizer"].values() if not isinstance(value, int | float | str)]
+
+
+@pytest.mark.parametrize("rnn_type", ["gru", "mingru"])
+def test_a_resumed_run_ends_as_the_unbroken_one(unbroken, tmp_path, rnn_type):
+    """Bit for bit: weights and optimiser, with dropout, SpecAugment and speed perturbation at work."""
+    flags = ["--epochs", "3", "--speed_perturb", "0.9", "1.1", "--rnn_type", rnn_type]
+    if rnn_type != "gru":
+        whole = tmp_path / "whole"
+        train.main(arguments(whole, *flags))
+    else:
+        whole = unbroken
+    first = next((whole / "checkpoints").glob("epoch000*.ckpt"))
+    train.main(arguments(tmp_path / "resumed", *flags, "--checkpoint_path", str(first)))
+    expected, found = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+                       for folder in (whole, tmp_path / "resumed"))
+    assert found["epoch"] == expected["epoch"] == 2
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(value, found["state_dict"][name]), name
+    assert str(expected["optimizer_states"]) == str(found["optimizer_states"])
+
+
+def test_auto_takes_the_newest_checkpoint(unbroken):
+    args = train.parse_arguments(arguments(unbroken, "--checkpoint_path", "auto"))
+    assert train.resume_path(args, train.build_network(args)) == str(unbroken / "checkpoints" / "last.ckpt")
+
+
+def test_resuming_another_network_is_refused(unbroken):
+    args = train.parse_arguments(arguments(unbroken, "--checkpoint_path", "auto", "--rnn_type", "lstm"))
+    with pytest.raises(UsageError, match="--rnn_type was 'gru', is 'lstm'"):
+        train.resume_path(args, train.build_network(args))
+
+
+def test_two_processes_are_one(tmp_path):
+    """One step on one global batch, cut in two or not: the same weights, and the same dev and test metrics."""
+    still = ["--epochs", "1", "--dropout", "0", "--freq_masks", "0", "--time_masks", "0", "--warmup_steps", "0"]
+    one = run(*arguments(tmp_path / "one", *still, "--batch_size", "10"))
+    two = run(*arguments(tmp_path / "two", *still, "--batch_size", "5", "--cpu_processes", "2"))
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    expected, found = (weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    histories = [json.loads((tmp_path / name / "history.jsonl").read_text()) for name in ("one", "two")]
+    for metric in ("dev/wer", "dev/cer", "test/wer"):
+        assert histories[0][metric] == histories[1][metric]
+    assert histories[0]["dev/loss"] == pytest.approx(histories[1]["dev/loss"], rel=1e-4)
+    results = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("one", "two")]
+    for metric in ("wer", "cer", "errors", "words", "utterances"):
+        assert results[0][metric] == results[1][metric]
+    assert two.stdout.count("test set") == 1
+
+
+def test_comet_writes_one_archive_for_two_processes(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    done = run(*arguments(tmp_path / "run", "--epochs", "1", "--logger", "comet", "--cpu_processes", "2"))
+    assert done.returncode == 0, done.stderr
+    archive, = (tmp_path / "run" / "comet").glob("*.zip")
+    assert f"comet upload {archive}" in done.stdout
+    with zipfile.ZipFile(archive) as content:
+        messages = b"".join(content.read(name) for name in content.namelist() if name.endswith("messages.json"))
+    for logged in (b"dev/wer", b"train/grad_norm", b"posteriors", b"samples-", b"git_revision"):
+        assert logged in messages, logged
+
+
+def test_fast_dev_run_keeps_nothing(tmp_path):
+    train.main(arguments(tmp_path / "run", "--fast_dev_run"))
+    assert not list((tmp_path / "run").glob("**/*.ckpt"))
+
+
+def test_overfit_validates_on_what_it_trains_on(tmp_path):
+    args = train.parse_arguments(arguments(tmp_path / "run", "--overfit_batches", "1", "--epochs", "2"))
+    trainer, _ = train.train(args)
+    assert trainer.datamodule.val_sets == ["train"]
+    assert trainer.num_training_batches == 1
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+def test_local_loggers(tmp_path, logger):
+    train.main(arguments(tmp_path / "run", "--epochs", "1", "--logger", logger, "--test_sets"))
+    assert list((tmp_path / "run" / logger).rglob("events*" if logger == "tensorboard" else "metrics.csv"))
+
+
+def test_print_model_counts_parameters(capsys):
+    train.main(["--config", str(ROOT / "configs" / "deepspeech2_assemblyai.yaml"), "--print_model"])
+    assert capsys.readouterr().out.endswith("14,233,053 parameters\n")
+
+
+def test_every_config_is_accepted_and_states_its_command():
+    for config in sorted((ROOT / "configs").glob("*.yaml")):
+        train.build_network(train.parse_arguments(["--config", str(config)]))
+        assert config.read_text().startswith(("# python train.py --config configs/" + config.name, "# make demo"))
+
+
+def test_the_command_line_wins_over_the_config(tmp_path):
+    config = tmp_path / "x.yaml"
+    config.write_text("epochs: 7\nlearning_rate: 3e-4\nbidirectional: false\nspeed_perturb: [0.9, 1.1]\n")
+    args = train.parse_arguments(["--config", str(config), "--epochs", "9"])
+    assert (args.epochs, args.learning_rate, args.bidirectional) == (9, 3e-4, False)
+    assert args.speed_perturb == [0.9, 1.1] and args.output_dir == "runs/x"
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("epoch: 7", "epoch: no such flag"),
+    ("epochs: many", "epochs: invalid positive_int value: 'many'"),
+    ("epochs: 0", "epochs: 0 must be at least 1"),
+    ("epochs: 1.5", "epochs: invalid positive_int value"),
+    ("epochs: true", "epochs: True is not a value"),
+    ("epochs:", "epochs: None is not a value"),
+    ("epochs: [1, 2]", "epochs: takes one value"),
+    ("rnn_type: rnn", "rnn_type: invalid choice: 'rnn'"),
+    ("bidirectional: 1", "bidirectional: must be true or false"),
+    ("model: hmm", "model: 'hmm' is none of"),
+    ("- epochs", "must hold one"),
+    ("a: [", "not YAML"),
+    ("", "must hold one"),
+])
+def test_a_wrong_config_is_named(tmp_path, content, message):
+    config = tmp_path / "x.yaml"
+    config.write_text(content)
+    with pytest.raises(UsageError) as error:
+        train.parse_arguments(["--config", str(config)])
+    assert message in str(error.value) and str(config) in str(error.value)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--epochs", "0"], "--epochs: 0 must be at least 1"),
+    (["--epoch", "3"], "unrecognized arguments: --epoch"),
+    (["-lr", "nan"], "nan must be above 0"),
+    (["--precision", "8"], "--precision: invalid choice"),
+    (["-m", "hmm"], "'hmm' is none of"),
+    (["--config", "no.yaml"], "no.yaml: No such file"),
+    (["--limit_train_batches", "1.5"], "share between 0.0 and 1.0"),
+])
+def test_a_wrong_flag_is_named(flags, message):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        train.parse_arguments(flags)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--time_stride", "3"], "time_stride 3 must be 2 or 4"),
+    (["--train_sets", "absent"], "no split 'absent' under"),
+    (["--checkpoint_path", "absent.ckpt"], "absent.ckpt: no such checkpoint file"),
+    (["--checkpoint_path", str(ROOT / "README.md")], "not a checkpoint"),
+    (["--checkpoint_path", "auto"], "no checkpoint to resume from"),
+    (["-db", "pigeons"], "Lightning refuses"),
+])
+def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit, match="2"):
+        train.main(arguments(tmp_path / "run", *flags))
+    error = capsys.readouterr().err
+    line, = [line for line in error.splitlines() if line.startswith("train.py: error:")]
+    assert message in line and "Traceback" not in error
+
+
+def test_a_file_that_turns_bad_stops_the_run_with_its_path(tmp_path, capsys):
+    """Or is counted and left out, with --skip_bad_audio; the neighbours train on."""
+    corpus = tmp_path / "corpus"
+    subprocess.run(["cp", "-r", CORPUS, corpus], check=True)
+    flags = ["--epochs", "1", f"--data_root={corpus}", "--test_sets"]
+    train.main(arguments(tmp_path / "first", *flags))
+    bad = sorted((corpus / "train").rglob("*.opus"))[0]
+    keep = bad.stat()
+    bad.write_bytes(b"x" * keep.st_size)  # the index still believes in it: same path, size and time
+    import os
+
+    os.utime(bad, ns=(keep.st_atime_ns, keep.st_mtime_ns))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        train.main(arguments(tmp_path / "second", *flags))
+    assert f"train.py: error: {bad}: not audio" in capsys.readouterr().err
+    train.main(arguments(tmp_path / "third", *flags, "--skip_bad_audio"))
+    assert f"skipped, cannot be read: {bad}" in capsys.readouterr().out
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    """A checkpoint is data: nothing in it is run."""
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"recognizer": {"model": "deepspeech2"}, "state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match="more than plain values"):
+        Recognizer.from_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
