@@ -29,6 +29,7 @@ install: .venv/installed
 
 demo: install
 	$(PY) -m data.synthetic --output $(DEMO) --hours $(HOURS)
+	rm -rf $(RUN)
 	$(PY) train.py --config $(CONFIG) --data_root $(DEMO) --output_dir $(RUN)
 	@audio=$$(find $(DEMO)/test -name '*.flac' | sort | head -n 1); \
 	echo "file:       $$audio"; \

@@ -244,6 +244,14 @@ def report(args: argparse.Namespace, results: dict, checkpoint: str) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
+def refuse_to_mix(args: argparse.Namespace) -> None:
+    """Two runs in one folder would mix their checkpoints. Raises UsageError."""
+    launched = "LOCAL_RANK" in os.environ  # a process of this very run, started by its first one
+    if not launched and not args.checkpoint_path and any(Path(args.output_dir, "checkpoints").glob("*.ckpt")):
+        raise UsageError(f"{args.output_dir} holds the checkpoints of an earlier run: go on with it by "
+                         "--checkpoint_path auto, or choose another --output_dir, or delete it")
+
+
 def train(args: argparse.Namespace):
     """A whole run: fit, then test the checkpoint with the best dev WER.
 
@@ -254,34 +262,41 @@ def train(args: argparse.Namespace):
     from models.lightning_module import SpeechModule
     from utils.loggers import build_logger, close_logger
 
+    quiet_packages()  # after the import, which sets its own levels
     lightning.seed_everything(args.seed, workers=True, verbose=False)
     network = build_network(args)
+    refuse_to_mix(args)
     checkpoint = resume_path(args, network)
     data = build_data(args, network)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     logger = None if args.fast_dev_run else build_logger(
         args.logger, output_dir=Path(args.output_dir), project=PROJECT, name=Path(args.output_dir).name)
-    trainer = build_trainer(args, logger)
-    if trainer.is_global_zero:
-        write_config(args, logger)
-    module = SpeechModule(network, learning_rate=args.learning_rate, warmup_steps=args.warmup_steps,
-                          weight_decay=args.weight_decay, seed=args.seed)
     try:
+        trainer = build_trainer(args, logger)
+        if trainer.is_global_zero:
+            write_config(args, logger)
+        module = SpeechModule(network, learning_rate=args.learning_rate, warmup_steps=args.warmup_steps,
+                              weight_decay=args.weight_decay, seed=args.seed)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else None
-        if args.test_sets and not args.fast_dev_run and not trainer.interrupted:
-            trainer.test(module, datamodule=data, ckpt_path=best or None, weights_only=True, verbose=False)
-            if trainer.is_global_zero:
-                report(args, module.results, best)
+        return trainer, test(args, trainer, module, data)
     finally:
         close_logger(logger)
-    return trainer, module.results if trainer.testing or args.test_sets else {}
+
+
+def test(args: argparse.Namespace, trainer, module, data) -> dict:
+    """The ErrorCounts of each test set with the best checkpoint; nothing for a run that was cut short."""
+    if not args.test_sets or args.fast_dev_run or trainer.interrupted:
+        return {}
+    best = trainer.checkpoint_callback.best_model_path
+    trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    if trainer.is_global_zero:
+        report(args, module.results, best)
+    return module.results
 
 
 def main(argv: list[str] | None = None) -> None:
     """Leaves with status 2 and one line where a flag, a file or a checkpoint is wrong."""
     keep_large_blocks()
-    quiet_packages()
     from dotenv import load_dotenv
 
     load_dotenv(Path(__file__).parent / ".env")

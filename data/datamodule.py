@@ -46,6 +46,13 @@ class SpeechDataset(Dataset):
                 raise
             return utterance, None
 
+    def __getitems__(self, draws: list[Draw]) -> Batch | AudioError | DataError:
+        """A batch, or why there is none, for SpeechLoader to raise."""
+        try:
+            return self.collate([self[draw] for draw in draws])
+        except (AudioError, DataError) as error:
+            return error
+
     def collate(self, items: list[tuple[Utterance, Tensor | None]]) -> Batch:
         """Pads with zeros at the end. Raises DataError where no file of the batch can be read."""
         good = [(utterance, waveform) for utterance, waveform in items if waveform is not None]
@@ -69,6 +76,20 @@ class SpeechDataset(Dataset):
             return waveform
         speed = self.speeds[seed % len(self.speeds)]
         return resample(waveform, round(SAMPLE_RATE * speed), SAMPLE_RATE)
+
+
+class SpeechLoader(DataLoader):
+    """Batches of a SpeechDataset. Raises AudioError and DataError as they were, from workers too: torch
+    would make another exception of them, with a traceback for its message."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                try:
+                    raise batch
+                finally:
+                    del batch  # its traceback would keep this frame, and with it the workers
+            yield batch
 
 
 class LibriSpeechDataModule(lightning.LightningDataModule):
@@ -123,7 +144,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     def index(self, name: str, *, training: bool = False) -> Index:
         """The usable utterances of a split. Raises DataError."""
-        key = (name, training and not self.overfit)
+        training = training or (self.overfit and name in self.train_sets)
+        key = (name, training)
         if key not in self._indexes:
             entries, faults = self._list(name)
             index = build_index(name, entries, faults, self.tokenizer, self.cache_dir)
@@ -146,22 +168,24 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     def statistics_batches(self):
         """`(waveforms, sample_counts)` of a fixed random part of the training sets, the same in every process."""
         utterances = [u for name in self.train_sets for u in self.index(name, training=True).utterances]
+        dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=self.skip_bad_audio)
         chosen = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(self.seed))
         for i in chosen[:STATISTICS_UTTERANCES].tolist():
-            waveform = load_audio(utterances[i].audio)
-            yield waveform[None], torch.tensor([len(waveform)])
+            _, waveform = dataset[Draw(i, seed=0)]
+            if waveform is not None:
+                yield waveform[None], torch.tensor([len(waveform)])
 
     def _loader(self, utterances: list[Utterance], *, shuffle: bool, speeds: list[float] = ()) -> DataLoader:
         dataset = SpeechDataset(utterances, self.tokenizer, speeds=speeds, skip_bad_audio=self.skip_bad_audio)
         try:
             sampler = DurationBatchSampler(
-                [utterance.seconds for utterance in utterances], batch_size=self.batch_size,
+                [utterance.seconds / min(speeds, default=1.0) for utterance in utterances], batch_size=self.batch_size,
                 batch_seconds=self.batch_seconds, shuffle=shuffle, seed=self.seed, rank=self._rank(),
                 world_size=self.trainer.world_size if self.trainer else 1)
         except ValueError as error:
             raise DataError(f"{error}; take fewer processes or a larger split") from None
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate, num_workers=self.num_workers,
-                          pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0)
+        return SpeechLoader(dataset, batch_sampler=sampler, collate_fn=_as_is, num_workers=self.num_workers,
+                            pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0)
 
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
@@ -199,6 +223,11 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         if not kept:
             raise DataError(f"nothing to train on in {index}; a smaller --time_stride gives more frames")
         return index
+
+
+def _as_is(batch):
+    """The dataset collates."""
+    return batch
 
 
 def _is_manifest(name: str) -> bool:

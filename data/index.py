@@ -104,10 +104,11 @@ def _spell(entries: Iterable[Entry], tokenizer: CharTokenizer, left_out: dict[st
 
 
 def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]:
-    """Seconds of each file, or what is wrong with it; remembered by path, size and modification time.
+    """Seconds of each file, or what is wrong with it; seconds are remembered by path, size and modification time.
 
     An entry of the cache can thus never be stale, a run that is interrupted loses only what it
     had not stored yet, and processes that write at the same time replace one good file by another.
+    Bad files are looked at again: what is wrong (permissions, a network) may not change the file.
     """
     cache_file = cache_dir / f"{_slug(name, paths)}.json"
     cache = _read_cache(cache_file)
@@ -118,7 +119,7 @@ def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]
             found = pool.map(_probe, [path for path, _ in new], chunksize=16)
             progress = tqdm(found, total=len(new), desc=f"indexing {name}", unit=" files", disable=len(new) < 1000)
             cache.update(zip([key for _, key in new], progress, strict=True))
-        _write_cache(cache_file, {key: cache[key] for key in keys})
+        _write_cache(cache_file, {key: cache[key] for key in keys if isinstance(cache[key], float)})
     return [cache[key] for key in keys]
 
 
@@ -132,13 +133,13 @@ def _probe(path: str) -> float | str:
 def _file_key(path: str) -> str:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return f"{path}|absent"
     return f"{path}|{status.st_size}|{status.st_mtime_ns}"
 
 
 def _slug(name: str, paths: list[str]) -> str:
-    folder = os.path.dirname(os.path.commonpath(paths)) if paths else ""
+    folder = os.path.dirname(os.path.commonpath(map(os.path.abspath, paths))) if paths else ""
     return f"{Path(name).stem}-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
 
 
@@ -147,7 +148,9 @@ def _read_cache(path: Path) -> dict:
         cache = json.loads(path.read_text())
     except (OSError, ValueError):  # absent, unreadable or cut off: the files are probed again
         return {}
-    return cache if isinstance(cache, dict) else {}
+    if not isinstance(cache, dict):
+        return {}
+    return {key: seconds for key, seconds in cache.items() if isinstance(seconds, float)}
 
 
 def _write_cache(path: Path, cache: dict) -> None:

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
@@ -37,12 +38,12 @@ def find_split(root: Path, name: str) -> Path | None:
 
 
 def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
-    """What the transcripts under `folder` list, in order of their ids, and the faults by kind."""
+    """What the transcripts under `folder` list, in the order of their files, and the faults by kind."""
     entries, faults = [], {"without audio": [], "without a transcript": [], "in an unreadable transcript": []}
     for transcript in sorted(folder.rglob("*.trans.txt")):
         audio = {path.stem: path for path in transcript.parent.iterdir() if path.suffix.lower() in EXTENSIONS}
         try:
-            lines = transcript.read_text(encoding="utf-8").splitlines()
+            lines = transcript.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError):
             faults["in an unreadable transcript"].append(str(transcript))
             continue
@@ -72,6 +73,8 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
     A broken download is resumed where it stopped. The folder appears under its name only when it is
     whole. Raises DataError that says what to fetch by hand and where to put it.
     """
+    if name not in checksums:
+        raise DataError(f"no LibriSpeech subset {name!r}: there are {', '.join(checksums)}")
     archive = root / f"{name}.tar.gz"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -82,8 +85,11 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
     except urllib.error.URLError as error:
         raise DataError(f"cannot download {name} ({error.reason}): fetch {url}/{archive.name} elsewhere and put it "
                         f"at {archive}, or unpack it in {root}") from None
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"cannot download {name} to {root} ({error}): the same command resumes it, or fetch "
+    except DataError:
+        raise
+    except (OSError, tarfile.TarError, http.client.HTTPException, ValueError) as error:  # ValueError: no URL
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot download {name} to {root} ({reason}): the same command resumes it, or fetch "
                         f"{url}/{archive.name} elsewhere and put it at {archive}") from None
 
 

@@ -18,7 +18,7 @@ def list_entries(manifest: Path) -> tuple[list[Entry], dict[str, list[str]]]:
     Raises DataError where the file cannot be read as text.
     """
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
+        lines = manifest.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold what splitlines() splits at
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{manifest}: cannot be read as a JSON-lines manifest ({error})") from None
     entries, faults = [], {"with a bad manifest line": []}
@@ -39,4 +39,6 @@ def _entry(row, folder: Path) -> Entry:
         if not isinstance(row.get(key), str):
             raise ValueError(f"no {key!r} string")
     audio = folder / row["audio"]
-    return Entry(str(row.get("id", row["audio"])), str(audio), row["text"], str(row.get("speaker", "")))
+    identity, speaker = row.get("id"), row.get("speaker")  # null is as good as none
+    return Entry(row["audio"] if identity is None else str(identity), str(audio), row["text"],
+                 "" if speaker is None else str(speaker))

@@ -25,6 +25,7 @@ class DurationBatchSampler(Sampler[list[Draw]]):
     epoch, for every process, and a multiple of the number of processes, so that nothing is
     repeated or dropped, and no process waits for a batch that another does not have. When shuffled,
     members change within buckets and batches change places, as a function of seed and epoch.
+    Where every utterance is a batch already, a few of the shortest share one, over the budget.
 
     Args:
         seconds: duration of each utterance.
@@ -76,10 +77,12 @@ class DurationBatchSampler(Sampler[list[Draw]]):
         for bucket in self.buckets:
             size = max(1, int(batch_seconds / self.seconds[bucket[0]])) if batch_seconds else batch_size
             counts.append(math.ceil(len(bucket) / size))
-        while sum(counts) % self.world_size:  # one more batch where batches are largest
-            sizes = [len(bucket) / count for bucket, count in zip(self.buckets, counts, strict=True)]
-            counts[int(np.argmax(sizes))] += 1
-        return counts
+        lengths, counts = np.array([len(bucket) for bucket in self.buckets]), np.array(counts)
+        while sum(counts) % self.world_size and sum(counts) < sum(lengths):
+            counts[np.argmax(lengths / counts)] += 1  # one more batch where batches are largest
+        while sum(counts) % self.world_size:
+            counts[np.flatnonzero(counts > 1)[-1]] -= 1  # one fewer where utterances are shortest
+        return counts.tolist()
 
     def _draw_seed(self, index: int) -> int:
         return int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])

@@ -101,10 +101,9 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
 
         An utterance with fewer frames than its text needs has no path; it counts as 0.
         """
-        with torch.autocast(encoding.frames.device.type, enabled=False):
-            log_probs = self.log_probs(Encoding(encoding.frames.float(), encoding.lengths))
-            loss = F.ctc_loss(log_probs.transpose(0, 1), batch.tokens, encoding.lengths, batch.token_counts,
-                              blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
+        log_probs = self.log_probs(encoding).transpose(0, 1)  # (T, B, V) float32
+        loss = F.ctc_loss(log_probs, batch.tokens, encoding.lengths, batch.token_counts,
+                          blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
         return {"loss": loss}
 
     def decode(self, encoding: Encoding) -> list[str]:

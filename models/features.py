@@ -38,6 +38,10 @@ class LogMel(nn.Module):
         self.register_buffer("mean", torch.zeros(n_mels))  # of the training set, for "global"
         self.register_buffer("scale", torch.ones(n_mels))
 
+    def _apply(self, fn, recurse=True):
+        """Follows the network to its device, but stays float32 where its weights become less."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
     def lengths(self, sample_counts: Tensor) -> Tensor:
         """(B,) samples to (B,) frames, integers."""
         return 1 + sample_counts // self.hop

@@ -69,9 +69,9 @@ class Recognizer(nn.Module, ABC):
         """Output frames of an utterance of so many samples, by the layers' own arithmetic."""
 
     def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F) log-mel features, masked by SpecAugment while training, and (B,) lengths."""
+        """(B, T, F) log-mel features in the weights' precision, masked by SpecAugment while training, and lengths."""
         features, lengths = self.features(waveforms, sample_counts)
-        return self.specaugment(features, lengths), lengths
+        return self.specaugment(features, lengths).to(next(self.parameters()).dtype), lengths
 
     @torch.inference_mode()
     def transcribe(self, waveforms: list[Tensor]) -> list[str]:

@@ -113,9 +113,15 @@ def test_wrong_flags_and_checkpoints_in_one_line(checkpoint, tmp_path, capsys, f
 
 def test_it_starts_without_the_training_packages(checkpoint):
     """As a user starts it; the heavy packages of training stay out."""
-    code = ("import sys, inference\ntry: inference.main(sys.argv[1:])\nexcept SystemExit as leave: assert not leave.code\n"
-            "heavy = {'lightning', 'pytorch_lightning', 'torchmetrics', 'comet_ml', 'pyctcdecode', 'kenlm', 'matplotlib',"
-            " 'jiwer', 'data'}\nassert not heavy & set(sys.modules), heavy & set(sys.modules)")
+    code = """
+import sys, inference
+try:
+    inference.main(sys.argv[1:])
+except SystemExit as leave:
+    assert not leave.code
+heavy = {"lightning", "pytorch_lightning", "torchmetrics", "comet_ml", "pyctcdecode", "kenlm", "matplotlib", "jiwer"}
+assert not (heavy | {"data"}) & set(sys.modules), heavy & set(sys.modules)
+"""
     command = [sys.executable, "-c", code, "--checkpoint", str(checkpoint), "--audio", str(SPEECH[0])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

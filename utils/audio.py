@@ -1,7 +1,6 @@
 """Sound files to 16 kHz mono float32, and what can be wrong with them."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -11,7 +10,8 @@ from torch import Tensor
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-_STREAMED_SIZE = 0xFFFF_FFFF  # a WAV written to a pipe states this size: unknown, not truncated
+_STREAMED_SIZE = 0x7FFF_F000  # bytes; a WAV written to a pipe states this or more: unknown, not truncated
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile states more than this where a FLAC written to a pipe states none
 
 
 class AudioError(ValueError):
@@ -33,11 +33,13 @@ def load_audio(path, *, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """
     with _open(path) as sound:
         try:
-            samples = sound.read(dtype="float32", always_2d=True)
+            samples = sound.read(sound.frames, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(path, _reason(error)) from None
         if len(samples) < sound.frames:
             raise AudioError(path, f"truncated: {len(samples)} of {sound.frames} samples")
+        if not _container_is_whole(path, sound):
+            raise AudioError(path, "truncated: it ends before its header says")
         rate = sound.samplerate
     return from_samples(samples, rate, name=path, sample_rate=sample_rate)
 
@@ -70,37 +72,44 @@ def probe_seconds(path) -> float:
 
     Reads the last sample too, and what the container says of its own end: both betray a
     truncated file without decoding the whole of it. Floating-point files, the only ones that can
-    hold NaN, are read whole. Raises AudioError.
+    hold NaN, and those without random access (GSM) are read whole. Raises AudioError.
     """
     with _open(path) as sound:
         if not sound.frames:
             raise AudioError(path, "empty: no samples")
-        if sound.subtype in ("FLOAT", "DOUBLE"):
-            load_audio(path)
-        if not _ends_properly(path, sound):
+        if sound.subtype in ("FLOAT", "DOUBLE") or not sound.seekable():
+            return len(load_audio(path)) / SAMPLE_RATE
+        if not _container_is_whole(path, sound) or not _has_last_sample(sound):
             raise AudioError(path, "truncated: it ends before its header says")
         return sound.frames / sound.samplerate
 
 
 def _open(path) -> soundfile.SoundFile:
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(path, "no such file" if not path.exists() else "not a file")
+    if not os.path.isfile(path):  # False, unlike Path.is_file, for a name that the system refuses
+        raise AudioError(path, "no such file" if not os.path.exists(path) else "not a file")
     if not os.access(path, os.R_OK):
         raise AudioError(path, "not readable (permission denied)")
-    if not path.stat().st_size:
+    if not os.path.getsize(path):
         raise AudioError(path, "empty: 0 bytes")
     try:
-        return soundfile.SoundFile(path)
+        sound = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(path, f"not audio that can be read ({_reason(error)})") from None
+    if sound.frames > _UNKNOWN_FRAMES:
+        sound.close()
+        raise AudioError(path, "its header does not state its length: encode it again, to a file")
+    return sound
 
 
-def _ends_properly(path, sound: soundfile.SoundFile) -> bool:
+def _container_is_whole(path, sound: soundfile.SoundFile) -> bool:
     if sound.format == "OGG":
         return _last_ogg_page_ends_stream(path)
-    if sound.format in ("WAV", "WAVEX", "RF64") and _states_more_bytes(sound.extra_info):
-        return False
+    return sound.format not in ("WAV", "WAVEX", "RF64") or not _states_more_bytes(sound.extra_info)
+
+
+def _has_last_sample(sound: soundfile.SoundFile) -> bool:
+    if sound.format == "OGG":
+        return True  # its last page says so, and going there is slow
     try:
         sound.seek(sound.frames - 1)
         return len(sound.read(1)) == 1
@@ -109,21 +118,33 @@ def _ends_properly(path, sound: soundfile.SoundFile) -> bool:
 
 
 def _states_more_bytes(extra_info: str) -> bool:
-    """Whether libsndfile's log has the line `data : STATED (should be FOUND)`, FOUND the smaller."""
+    """Whether libsndfile's log has the line `data : STATED (should be FOUND)`, FOUND the smaller.
+
+    An RF64 file states frames in its `ds64` chunk, and the log says where they are not all there.
+    """
+    if "does not match value from 'ds64' chunk" in extra_info:
+        return True
     for line in extra_info.splitlines():
         if line.strip().startswith("data :") and "(should be" in line:
             stated, found = line.split(":")[1].rstrip(")").split("(should be")
-            return _STREAMED_SIZE != int(stated) > int(found)
+            return _STREAMED_SIZE > int(stated) > int(found)
     return False
 
 
 def _last_ogg_page_ends_stream(path) -> bool:
-    """RFC 3533: a page's header type, 5 bytes after its `OggS`, has bit 4 set on the last page."""
+    """Whether the last page (RFC 3533, section 6) is marked as the last and is all there.
+
+    After `OggS`, byte 5 has bit 4 set on the last page; byte 26 counts the segments, whose sizes follow.
+    """
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 65_536))
         tail = file.read()
-    page = tail.rfind(b"OggS")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+    start = tail.rfind(b"OggS")
+    page = tail[start:]
+    if start < 0 or len(page) < 27 or not page[5] & 4:
+        return False
+    sizes = page[27 : 27 + page[26]]
+    return len(page) >= 27 + page[26] + sum(sizes)
 
 
 def _reason(error: Exception) -> str:

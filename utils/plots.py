@@ -19,6 +19,7 @@ def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: 
 
     Returns a matplotlib Figure, not registered with pyplot, so that it needs no closing.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6), layout="constrained")
@@ -26,12 +27,13 @@ def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: 
     top.imshow(features.T.float().numpy(), origin="lower", aspect="auto", cmap="magma")
     top.set(title=title, ylabel="mel bin", xlabel="frame")
     posteriors = log_probs.exp().float().numpy()
+    bottom.set_prop_cycle(color=colormaps["tab20"].colors)
     bottom.plot(posteriors[:, 0], color="0.8", label="blank")
     for index, char in enumerate(alphabet, start=1):
         if posteriors[:, index].max() > 0.3:
             bottom.plot(posteriors[:, index], label="space" if char == " " else char)
     bottom.set(xlim=(0, len(posteriors) - 1), ylim=(0, 1.02), xlabel="output frame", ylabel="probability")
-    bottom.legend(loc="upper right", ncols=10, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=15, fontsize=8)
     return figure
 
 

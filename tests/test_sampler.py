@@ -1,0 +1,145 @@
+"""Batches by duration: all of every epoch, the same count for every process, within the budget."""
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from data.sampler import DurationBatchSampler
+
+
+def durations(count: int, seed: int = 0) -> list[float]:
+    """Seconds as in LibriSpeech: most between 12 and 16, a tail of short ones, none above 17."""
+    random = np.random.default_rng(seed)
+    most, short = random.normal(14.3, 1.1, count), random.uniform(1.5, 13, count)
+    return np.clip(np.where(random.random(count) < 0.8, most, short), 1.3, 17).round(3).tolist()
+
+
+def samplers(seconds: list[float], world: int = 1, **options) -> list[DurationBatchSampler]:
+    """One sampler a process."""
+    options = {"batch_size": 8, "shuffle": True, **options}
+    return [DurationBatchSampler(seconds, rank=rank, world_size=world, **options) for rank in range(world)]
+
+
+def members(sampler: DurationBatchSampler, epoch: int = 0) -> list[list[int]]:
+    sampler.set_epoch(epoch)
+    return [[draw.index for draw in batch] for batch in sampler]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("budget", [{"batch_size": 7}, {"batch_size": 1}, {"batch_seconds": 60.0},
+                                    {"batch_seconds": 0.1}, {"batch_size": 10_000}], ids=str)
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [3, 17, 500])
+def test_every_epoch_has_every_utterance_once(count, world, budget, shuffle):
+    processes = samplers(durations(count), world, shuffle=shuffle, **budget)
+    for epoch in range(3):
+        batches = [members(sampler, epoch) for sampler in processes]
+        assert len({len(b) for b in batches}) == 1, "a process would wait for ever"
+        assert len(batches[0]) == len(processes[0]) > 0, "as many in each epoch as promised"
+        flat = [batch for process in batches for batch in process]
+        assert all(flat), "an empty batch"
+        assert sorted(index for batch in flat for index in batch) == list(range(count))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch_seconds", [13.0, 30.0, 100.0])
+def test_the_budget_of_seconds_is_kept(batch_seconds, world):
+    seconds = np.array(durations(600))
+    for sampler in samplers(seconds, world, batch_seconds=batch_seconds, batch_size=1):
+        padded = [(len(batch), len(batch) * seconds[batch].max()) for batch in members(sampler)]
+        assert all(size == 1 or total <= batch_seconds for size, total in padded)
+        if batch_seconds == 100.0:
+            assert np.mean([total for _, total in padded]) > 75, "and it is used"
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_batch_size_is_kept(world):
+    sizes = [len(batch) for sampler in samplers(durations(600), world, batch_size=9) for batch in members(sampler)]
+    assert max(sizes) <= 9 and np.mean(sizes) > 5
+
+
+def test_epochs_differ_and_repeat():
+    sampler, twin = samplers(durations(1000))[0], samplers(durations(1000))[0]
+    other = samplers(durations(1000), seed=1)[0]
+    assert members(sampler, 0) == members(twin, 0)
+    assert members(sampler, 5) == members(twin, 5), "whatever came before"
+    assert members(sampler, 0) != members(sampler, 1)
+    assert members(sampler, 0) != members(other, 0)
+    together = [{frozenset(batch) for batch in members(sampler, epoch)} for epoch in (0, 1)]
+    assert not together[0] & together[1], "members change, not only the order of batches"
+
+
+def test_without_shuffling_the_longest_come_first_in_every_epoch():
+    seconds = np.array(durations(200))
+    sampler = samplers(seconds, shuffle=False)[0]
+    order = seconds[[index for batch in members(sampler) for index in batch]]
+    assert (np.diff(order) <= 0).all()
+    assert members(sampler, 0) == members(sampler, 7)
+
+
+def test_every_reading_has_a_seed_of_its_own():
+    sampler = samplers(durations(200))[0]
+    seeds = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        seeds += [draw.seed for batch in sampler for draw in batch]
+    assert len(set(seeds)) == 400
+    processes = samplers(durations(200), 2)
+    for process in processes:
+        process.set_epoch(1)
+    drawn = {draw for process in processes for batch in process for draw in batch}
+    sampler.set_epoch(1)
+    assert drawn == {draw for batch in sampler for draw in batch}, "seeds depend on the process"
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 32}, {"batch_seconds": 400.0}, {"batch_size": 32, "world": 3}],
+                         ids=str)
+def test_padding_is_below_five_percent(options):
+    seconds = durations(28_000)
+    for sampler in samplers(seconds, **options):
+        assert sampler.padding() < 0.05
+    in_order = np.array(seconds)[:27_968].reshape(-1, 32)
+    assert 1 - in_order.mean() / in_order.max(axis=1).mean() > 0.1, "too even a distribution to show anything"
+
+
+def test_more_processes_than_utterances_are_refused():
+    with pytest.raises(ValueError, match="^2 utterances cannot be shared by 3 processes$"):
+        samplers([1.0, 2.0], 3)
+
+
+class Listener(lightning.LightningModule):
+    """Notes which utterances each epoch brings."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.epochs = torch.nn.Parameter(torch.zeros(1)), []
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append([])
+
+    def training_step(self, batch: list[int], batch_idx: int) -> torch.Tensor:
+        self.epochs[-1].append(batch)
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Indices(torch.utils.data.Dataset):
+    """Gives back what was drawn."""
+
+    def __getitem__(self, draw) -> int:
+        return draw.index
+
+
+def test_lightning_sets_the_epoch(tmp_path):
+    loader = DataLoader(Indices(), batch_sampler=samplers(durations(100))[0], collate_fn=list)
+    module = Listener()
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False,
+                                enable_progress_bar=False, enable_model_summary=False,
+                                use_distributed_sampler=False, default_root_dir=tmp_path)
+    trainer.fit(module, loader)
+    expected = samplers(durations(100))[0]
+    assert module.epochs == [members(expected, epoch) for epoch in range(3)]

@@ -1,0 +1,51 @@
+"""Imports run one way: entry points, then `models` and `data`, which know nothing of each other, then `utils`."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FORBIDDEN = {"utils": {"models", "data"}, "data": {"models"}, "models": {"data"}}
+ENTRY_POINTS = {path.stem for path in ROOT.glob("*.py")}
+MODULES = sorted(path.relative_to(ROOT) for folder in FORBIDDEN for path in (ROOT / folder).rglob("*.py"))
+TRAINING_ONLY = ["lightning", "torchmetrics", "comet_ml", "pyctcdecode", "kenlm", "espeakng_loader"]
+
+
+def imported(source: str) -> set[str]:
+    """The top-level packages that a module imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0] if not node.level else "." * node.level)
+    return found
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b, c as d\ndef f():\n    from e.f import g\n    if g:\n        from . import h\n"
+    assert imported(source) == {"a", "c", "e", "."}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_run_one_way(module):
+    found = imported((ROOT / module).read_text(encoding="utf-8"))
+    assert not found & FORBIDDEN[module.parts[0]]
+    assert not found & ENTRY_POINTS, "a recipe is imported by nothing but tests"
+    assert not any(name.startswith(".") for name in found), "a relative import would escape this test"
+
+
+def test_only_entry_points_join_models_and_data():
+    joining = {path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *map(ROOT.joinpath, MODULES)]
+               if imported(path.read_text(encoding="utf-8")) >= {"models", "data"}}
+    assert Path("train.py") in joining
+    assert all(len(path.parts) == 1 for path in joining)
+
+
+def test_inference_loads_nothing_of_training():
+    program = f"import sys, inference; print([name for name in {TRAINING_ONLY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr

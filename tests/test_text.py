@@ -1,0 +1,77 @@
+"""Normaliser, tokenizer, and how many frames CTC needs."""
+
+import pytest
+import torch
+from conftest import CORPUS
+from torch.nn.functional import ctc_loss
+
+from utils.text import ENGLISH, CharTokenizer, ctc_frames_needed, normalize
+
+TOKENIZERS = [CharTokenizer(), CharTokenizer(alphabet=" aäöüß"), CharTokenizer(alphabet="x")]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("HE DID NOT", "he did not"),
+    ("  he\tdid \n not ", "he did not"),
+    ("IT WON’T, ‘NO`", "it won't, 'no'"),
+    ("ﬁne ＡＢＣ", "fine abc"),  # a ligature and full-width letters
+    ("Cafe\u0301", "café"),
+    ("a\u00a0b\u2028c", "a b c"),
+    (" \n", ""),
+    ("", ""),
+])
+def test_normalize(text, expected):
+    assert normalize(text) == expected
+    assert normalize(expected) == expected
+
+
+def test_real_transcripts_are_spelled_and_read_back():
+    tokenizer = CharTokenizer()
+    lines = [line for path in CORPUS.rglob("*.trans.txt") for line in path.read_text().splitlines()]
+    assert len(lines) == 20
+    for line in lines:
+        text = normalize(line.split(" ", 1)[1])
+        assert not tokenizer.unknown(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda tokenizer: tokenizer.alphabet)
+def test_symbols_never_collide(tokenizer):
+    characters = tokenizer.encode(tokenizer.alphabet)
+    symbols = [tokenizer.blank, *characters, tokenizer.sos, tokenizer.eos]
+    assert sorted(symbols) == list(range(tokenizer.size))
+    assert sorted([tokenizer.blank, *characters]) == list(range(tokenizer.ctc_size))
+    assert tokenizer.decode([tokenizer.sos, *characters, tokenizer.blank, tokenizer.eos]) == tokenizer.alphabet
+
+
+def test_unknown_characters_are_named():
+    tokenizer = CharTokenizer()
+    assert tokenizer.unknown("café 5") == {"é", "5"}
+    assert tokenizer.unknown(ENGLISH) == set()
+    with pytest.raises(ValueError, match="^characters outside the alphabet: 5 é$"):
+        tokenizer.encode("café 5")
+
+
+@pytest.mark.parametrize("alphabet", ["", "aba"])
+def test_bad_alphabets(alphabet):
+    with pytest.raises(ValueError, match="alphabet"):
+        CharTokenizer(alphabet=alphabet)
+
+
+@pytest.mark.parametrize("text", ["a", "abc", "aa", "aaa", "hello all", "abab", "bookkeeper"])
+def test_ctc_has_a_path_from_the_frames_needed_on(text):
+    tokenizer = CharTokenizer()
+    tokens = tokenizer.encode(text)
+
+    def loss(frames: int) -> torch.Tensor:
+        log_probs = torch.zeros(frames, 1, tokenizer.ctc_size).log_softmax(-1)
+        return ctc_loss(log_probs, torch.tensor([tokens]), torch.tensor([frames]), torch.tensor([len(tokens)]))
+
+    needed = ctc_frames_needed(tokens)
+    assert loss(needed).isfinite()
+    if needed > 1:
+        assert loss(needed - 1).isinf()
+
+
+def test_nothing_needs_no_frames():
+    assert ctc_frames_needed([]) == 0
