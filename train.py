@@ -98,6 +98,7 @@ def _add_run_flags(group) -> None:
     group.add_argument("--checkpoint_path", help="checkpoint to resume, or auto for the newest of this run")
     group.add_argument("--logger", choices=("comet", "tensorboard", "csv", "none"), default="comet",
                        help="experiment logger")
+    group.add_argument("--log_every", type=positive_int, default=20, help="steps between logged training metrics")
     group.add_argument("--fast_dev_run", action=argparse.BooleanOptionalAction, default=False,
                        help="one batch of everything, nothing kept")
     group.add_argument("--print_model", action=argparse.BooleanOptionalAction, default=False,
@@ -194,7 +195,7 @@ def build_trainer(args: argparse.Namespace, logger):
             max_epochs=args.epochs, gradient_clip_val=args.grad_clip or None,
             accumulate_grad_batches=args.accumulate, limit_train_batches=args.limit_train_batches,
             overfit_batches=args.overfit_batches, fast_dev_run=args.fast_dev_run, use_distributed_sampler=False,
-            num_sanity_val_steps=0, log_every_n_steps=20, enable_progress_bar=args.progress_bar,
+            num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=args.progress_bar,
             enable_model_summary=False, default_root_dir=args.output_dir)
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         raise UsageError(f"Lightning refuses these flags: {error}") from None

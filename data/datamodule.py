@@ -212,9 +212,9 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         if self.output_frames is None:
             return index
         kept, short = [], []
-        slowest = max(self.speeds, default=1.0)
+        fastest = max(self.speeds, default=1.0)
         for utterance in index.utterances:
-            frames = self.output_frames(int(utterance.seconds * SAMPLE_RATE / slowest))
+            frames = self.output_frames(int(utterance.seconds * SAMPLE_RATE / fastest))
             fits = frames >= ctc_frames_needed(utterance.tokens)
             (kept if fits else short).append(utterance)
         if short:

@@ -44,7 +44,7 @@ def unbroken(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_its_results(unbroken):
     results = json.loads((unbroken / "results.json").read_text())["test"]
-    assert results["utterances"] == 5 and results["words"] == 18
+    assert results["utterances"] == 5 and results["words"] == 27
     assert results["wer"] == results["errors"] / results["words"]
     assert Path(results["checkpoint"]).is_file()
     assert (unbroken / "checkpoints" / "best.ckpt").resolve() == Path(results["checkpoint"]).resolve()
@@ -116,7 +116,8 @@ def test_two_processes_are_one(tmp_path):
 
 def test_comet_writes_one_archive_for_two_processes(tmp_path, monkeypatch):
     monkeypatch.delenv("COMET_API_KEY", raising=False)
-    done = run(*arguments(tmp_path / "run", "--epochs", "1", "--logger", "comet", "--cpu_processes", "2"))
+    done = run(*arguments(tmp_path / "run", "--epochs", "1", "--logger", "comet", "--log_every", "1",
+                          "--cpu_processes", "2"))
     assert done.returncode == 0, done.stderr
     archive, = (tmp_path / "run" / "comet").glob("*.zip")
     assert f"comet upload {archive}" in done.stdout
