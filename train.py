@@ -203,11 +203,13 @@ def build_trainer(args: argparse.Namespace, logger):
 
 def build_callbacks(args: argparse.Namespace) -> list:
     """Checkpoints, early stop, progress and what is shown of a run."""
-    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+    from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 
     from utils.callbacks import Checkpoints, History, Samples, SkippedFiles, Throughput
 
     callbacks = [Throughput(), SkippedFiles()]
+    if args.progress_bar:
+        callbacks.append(TQDMProgressBar())  # one line, where the default one wraps its metrics
     if args.fast_dev_run:
         return callbacks
     output = Path(args.output_dir)

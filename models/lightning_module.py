@@ -66,8 +66,8 @@ class SpeechModule(lightning.LightningModule):
         losses = {name: value / tokens for name, value in sums.items()}
         size = len(batch.ids)
         for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", on_step=True, on_epoch=True,
-                     batch_size=size, sync_dist=True)
+            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False)
         return losses["loss"]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):

@@ -139,6 +139,15 @@ def test_overfit_validates_on_what_it_trains_on(tmp_path):
     assert trainer.num_training_batches == 1
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true", "64-true"])
+def test_precisions(tmp_path, precision):
+    """A whole run in each precision that a CPU has; the checkpoint transcribes in float32."""
+    train.main(arguments(tmp_path / "run", "--epochs", "1", "--precision", precision))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["utterances"] == 5
+    network = Recognizer.from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert len(network.transcribe([torch.randn(16_000)])) == 1
+
+
 @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
 def test_local_loggers(tmp_path, logger):
     train.main(arguments(tmp_path / "run", "--epochs", "1", "--logger", logger, "--test_sets"))
