@@ -21,13 +21,11 @@ eSpeak NG is GPL software: only this module uses it, and only inside the functio
 import argparse
 import collections
 import functools
-import hashlib
 import itertools
 import json
 import math
 import os
 import random
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -35,11 +33,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.sentences import HELD_OUT_SHARE, draw_sentence_of
+
 RECIPE = 1  # raise it whenever the same flags would give another corpus
 SAMPLE_RATE = 16_000  # Hz, as written
 ESPEAK_RATE = 22_050  # Hz, as eSpeak speaks
 FIRST_CHAPTER = {"train": 100_000, "dev": 200_000, "test": 300_000}
-HELD_OUT_SHARE = 0.05  # of the sentences, and of train's hours, for dev and for test each
 HELD_OUT_MINUTES = (6, 60)  # the least and the most; a tiny train lowers the least to half of itself
 CHAPTER_SECONDS = (30, 120)
 WORDS_PER_MINUTE = (105, 160)  # slow enough that 40 ms frames outnumber the letters, as CTC needs
@@ -55,46 +54,6 @@ VARIANTS = {
     "test": "m6 robert f1",
 }
 FEMALE = "f1 f2 f3 f4 f5 Annie aunty belinda linda".split()
-
-# Left out: two sounds for one spelling ("close"), two spellings for one sound ("four"). Without them a
-# recogniser can reach zero. 144 words; every sentence has three to nine.
-SENTENCES = [
-    "please {do} the {adjective} {thing} {when}",
-    "{name} {did} the {adjective} {thing} {where}",
-    "{name} {did} the {thing} {where} {when}",
-    "can you {do} {number} {adjective} {things} {when}",
-    "don't {do} the {thing} {where}",
-    "the {adjective} {animal} {acts} {where} {when}",
-    "the {animal} {acts} {when}",
-    "{name} {acts} {when}",
-    "{name} and i will {do} the {thing} {when}",
-    "{name} has {number} {adjective} {things}",
-    "where is my {adjective} {thing}",
-    "let's {do} {number} {adjective} {things} for {name}",
-    "it's {weather} {where} {when}",
-    "we {did} {number} {things} {where}",
-    "did {name} {do} your {adjective} {thing} {when}",
-    "there are {number} {things} {where} {when}",
-]
-WORDS = {
-    "name": "anna, ben, clara, david, emma, henry, julia, oscar, peter, sophie",
-    "do": "borrow, bring, carry, clean, draw, find, hide, keep, move, paint, sell, wash",
-    "did": "borrowed, carried, cleaned, dropped, found, lost, painted, remembered, wanted, washed",
-    "adjective": "broken, empty, golden, green, heavy, little, old, purple, red, silver, wooden, yellow",
-    "thing": "basket, blanket, boat, bottle, door, kettle, ladder, lamp, letter, piano, table, window",
-    "things": "apples, candles, cookies, flowers, lemons, stones",
-    "animal": "cat, dog, horse, lion, rabbit, turtle",
-    "acts": "hides, jumps, plays, sings, sleeps, waits",
-    "weather": "raining, snowing, cold, dark, quiet, warm",
-    "number": "three, five, six, seven, nine, ten, eleven, twelve",
-    "where": "{near} the {place}",
-    "near": "behind, beside, inside, near, under",
-    "place": "bridge, church, forest, garden, kitchen, library, market, river, school, station",
-    "when": "at {number}, at {number}, on {day}, every {part}, this {part}, before lunch, after dinner, "
-    "again, now, today, tomorrow, tonight",
-    "day": "monday, friday, saturday, sunday",
-    "part": "morning, evening, winter, summer",
-}
 
 
 class Speaker(NamedTuple):
@@ -114,31 +73,6 @@ class Chapter(NamedTuple):
     speaker: Speaker
     seconds: float
     seed: str
-
-
-def draw_sentence(rng: random.Random) -> str:
-    """Draw a sentence, in lower case, from the grammar: it has 4.7 million."""
-
-    def fill(slot: re.Match) -> str:
-        return expand(rng.choice(WORDS[slot[1]].split(", ")))
-
-    def expand(text: str) -> str:
-        return re.sub(r"{(\w+)}", fill, text)
-
-    return expand(rng.choice(SENTENCES))
-
-
-def split_of(sentence: str) -> str:
-    """Name the only split that may hold `sentence`: the same in every corpus, with nothing to remember."""
-    share = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4], "big") / 2**32
-    return "dev" if share < HELD_OUT_SHARE else "test" if share < 2 * HELD_OUT_SHARE else "train"
-
-
-def draw_sentence_of(split: str, rng: random.Random) -> str:
-    """Draw until a sentence belongs to `split`: about 20 draws for dev and for test."""
-    while split_of(sentence := draw_sentence(rng)) != split:
-        pass
-    return sentence
 
 
 def list_speakers() -> list[Speaker]:
