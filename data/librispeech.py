@@ -78,9 +78,10 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
     archive = root / f"{name}.tar.gz"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not archive.exists():
+        if archive.exists():
+            _verify(archive, checksums[name])
+        else:
             _download(f"{url}/{archive.name}", archive, checksums[name])
-        _verify(archive, checksums[name])
         return _unpack(archive, root, name)
     except urllib.error.URLError as error:
         raise DataError(f"cannot download {name} ({error.reason}): fetch {url}/{archive.name} elsewhere and put it "
@@ -110,6 +111,7 @@ def _download(address: str, archive: Path, checksum: str) -> None:
         part.unlink()
         raise OSError(f"the checksum of {archive.name} is wrong, it was deleted")
     part.rename(archive)
+    _mark(archive).write_text(checksum)
 
 
 def _copy(response, file, done: int, name: str) -> None:
@@ -123,9 +125,13 @@ def _copy(response, file, done: int, name: str) -> None:
         raise OSError(f"the connection broke at {file.tell():,} of {total:,} bytes")
 
 
+def _mark(archive: Path) -> Path:
+    """The file beside an archive that says it was checked, so that a later run need not read it again."""
+    return archive.with_suffix(".gz.sha256")
+
+
 def _verify(archive: Path, checksum: str) -> None:
-    """A checked archive keeps a mark beside it, so that a second run need not read it again."""
-    mark = archive.with_suffix(".gz.sha256")
+    mark = _mark(archive)
     if mark.exists() and mark.read_text() == checksum and mark.stat().st_mtime >= archive.stat().st_mtime:
         return
     if _sha256(archive) != checksum:
