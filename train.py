@@ -31,6 +31,7 @@ from utils.cli import (
     positive_float,
     positive_int,
     read_yaml,
+    share,
 )
 from utils.runtime import git_revision, keep_large_blocks, quiet_packages
 
@@ -86,6 +87,8 @@ def _add_training_flags(group) -> None:
     group.add_argument("--weight_decay", type=nonnegative_float, default=1e-2, help="of AdamW")
     group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0, help="gradient norm; 0 for none")
     group.add_argument("--accumulate", type=positive_int, default=1, help="batches an optimiser step")
+    group.add_argument("--ema_decay", type=share, default=0.0,
+                       help="moving average of the weights, for evaluation and checkpoints; 0 for none")
     group.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     group.add_argument("--limit_train_batches", type=count_or_share, default=1.0, help="count, or share with a point")
     group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on so few")
@@ -205,7 +208,7 @@ def build_callbacks(args: argparse.Namespace) -> list:
     """Checkpoints, early stop, progress and what is shown of a run."""
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 
-    from utils.callbacks import Checkpoints, History, Samples, SkippedFiles, Throughput
+    from utils.callbacks import Checkpoints, History, Samples, SkippedFiles, Throughput, WeightAverage
 
     callbacks = [Throughput(), SkippedFiles()]
     if args.progress_bar:
@@ -217,6 +220,8 @@ def build_callbacks(args: argparse.Namespace) -> list:
     callbacks.append(Checkpoints(output / "checkpoints", keep=KEPT_CHECKPOINTS))
     if args.logger != "none":
         callbacks.append(LearningRateMonitor(logging_interval="step"))
+    if args.ema_decay:
+        callbacks.append(WeightAverage(args.ema_decay))  # after Samples, which then shows the averaged network
     if args.early_stop_patience:
         callbacks.append(EarlyStopping(monitor="dev/wer", mode="min", patience=args.early_stop_patience))
     return callbacks

@@ -8,19 +8,25 @@ normalisation (3.2) `SequenceBatchNorm`; recurrent layers (3.1) `RecurrentLayer`
 `time_stride`; row convolution (3.6) `LookaheadConv`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.features import Normalization
-from models.layers import ConvStem, LookaheadConv, Norm, RecurrentLayer, ResidualCNN, RNNType, mask_frames
+from models.layers import LookaheadConv, Norm, RecurrentLayer, ResCNN, RNNType, mask_frames
 from models.mingru import ScanSpace
-from models.recognizer import Encoding, Recognizer
+from models.recognizer import Recognizer
 from utils.batch import Batch
 from utils.ctc import greedy_decode
 from utils.text import ENGLISH
+
+
+class Encoding(NamedTuple):
+    """Recurrent states of B utterances."""
+
+    frames: Tensor  # (B, T, H)
+    lengths: Tensor  # (B,) int64
 
 
 class DeepSpeech2(Recognizer, name="deepspeech2"):
@@ -62,10 +68,8 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
         super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalization=normalization,
                          freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                          time_width=time_width, time_share=time_share, alphabet=alphabet)
-        self.stem = ConvStem(conv_channels, time_stride)
-        bins = self.stem.output_length(n_mels)
-        self.cnn = nn.ModuleList(ResidualCNN(conv_channels, bins, dropout) for _ in range(cnn_layers))
-        self.project = nn.Linear(conv_channels * bins, rnn_size)
+        self.cnn = ResCNN(conv_channels, n_mels, cnn_layers, time_stride=time_stride, dropout=dropout)
+        self.project = nn.Linear(self.cnn.outputs, rnn_size)
         outputs = rnn_size * (2 if bidirectional else 1)
         self.rnn = nn.ModuleList(
             RecurrentLayer(outputs if i else rnn_size, rnn_size, rnn_type=rnn_type, norm=norm,
@@ -77,43 +81,37 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
     def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
         """(B, S) samples and (B,) counts to (B, T, H) recurrent states and (B,) lengths."""
         features, lengths = self.augmented_features(waveforms, sample_counts)  # (B, T, F)
-        x, lengths = self.stem(features, lengths)  # (B, C, T', F')
-        for block in self.cnn:
-            x = block(x, lengths)
-        x = self.project(x.transpose(1, 2).flatten(2))  # (B, T', C * F') -> (B, T', H)
+        x, lengths = self.cnn(features, lengths)  # (B, T', C * F')
+        x = self.project(x)  # (B, T', H)
         for layer in self.rnn:
             x = layer(x, lengths)
         if self.lookahead is not None:
             x = self.lookahead(x, lengths)
         return Encoding(mask_frames(x, lengths), lengths)
 
-    def log_probs(self, encoding: Encoding) -> Tensor:
-        """(B, T, V) float32 log-probabilities of blank and characters."""
-        return self.head(encoding.frames).float().log_softmax(dim=-1)
+    def ctc_log_probs(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
+        """(B, T, V) float32 log-probabilities of blank and characters, and (B,) lengths."""
+        return self.head(encoding.frames).float().log_softmax(dim=-1), encoding.lengths
 
-    def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) samples and (B,) counts to (B, T, V) log-probabilities and (B,) lengths."""
-        encoding = self.encode(waveforms, sample_counts)
-        return self.log_probs(encoding), encoding.lengths
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, T, V) log-probabilities of blank and characters, and (B,) lengths."""
+        return self.ctc_log_probs(self.encode(batch.waveforms, batch.sample_counts))
 
     def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
-        """CTC negative log-likelihood, nats, summed over the batch.
-
-        An utterance with fewer frames than its text needs has no path; it counts as 0.
-        """
-        log_probs = self.log_probs(encoding).transpose(0, 1)  # (T, B, V) float32
-        loss = F.ctc_loss(log_probs, batch.tokens, encoding.lengths, batch.token_counts,
-                          blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
-        return {"loss": loss}
+        """CTC negative log-likelihood, nats, summed over the batch."""
+        return {"loss": self.ctc_loss(*self.ctc_log_probs(encoding), batch)}
 
     def decode(self, encoding: Encoding) -> list[str]:
         """Greedy best path over valid frames."""
-        paths = greedy_decode(self.log_probs(encoding), encoding.lengths, blank=self.tokenizer.blank)
-        return [" ".join(self.tokenizer.decode(path).split()) for path in paths]
+        return [self.text(path) for path in greedy_decode(*self.ctc_log_probs(encoding), blank=self.tokenizer.blank)]
+
+    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """CTC `posteriors`: (T, V) log-probabilities of each utterance."""
+        return {"posteriors": [p[:t] for p, t in zip(*self(batch), strict=True)]}
 
     def output_frames(self, samples: int) -> int:
         """Output frames of an utterance of so many samples."""
-        return int(self.stem.output_length(self.features.lengths(torch.tensor(samples))))
+        return int(self.cnn.output_length(self.features.lengths(torch.tensor(samples))))
 
 
 def classifier(kind: str, inputs: int, hidden: int, classes: int, dropout: float) -> nn.Module:

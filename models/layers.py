@@ -45,6 +45,11 @@ def conv_length(lengths, kernel: int, stride: int, padding: int):
     return (lengths + 2 * padding - kernel) // stride + 1
 
 
+def halve(lengths):
+    """Pairs of neighbours, a last odd one by itself: half of `lengths` (a tensor or an int), rounded up."""
+    return conv_length(lengths + 1, kernel=2, stride=2, padding=0)
+
+
 class MaskedConv2d(nn.Conv2d):
     """3x3 convolution, padding 1, to which frames beyond an utterance's length are zeros."""
 
@@ -102,6 +107,52 @@ class ResidualCNN(nn.Module):
         return x + residual
 
 
+class ResCNN(nn.Module):
+    """The convolutional front end of both models: a strided stem, then residual blocks."""
+
+    def __init__(self, channels: int, n_mels: int, blocks: int, *, time_stride: int, dropout: float):
+        super().__init__()
+        self.stem = ConvStem(channels, time_stride)
+        bins = self.stem.output_length(n_mels)
+        self.blocks = nn.ModuleList(ResidualCNN(channels, bins, dropout) for _ in range(blocks))
+        self.outputs = channels * bins
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) features to (B, T', outputs) and their (B,) lengths."""
+        x, lengths = self.stem(features, lengths)  # (B, C, T', F')
+        for block in self.blocks:
+            x = block(x, lengths)
+        return x.transpose(1, 2).flatten(2), lengths
+
+    def output_length(self, frames):
+        """Frames after the stem, for a tensor of counts or an int."""
+        return self.stem.output_length(frames)
+
+
+class VGG(nn.Module):
+    """Four 3x3 convolutions, time and frequency halved by pooling after every second (Hori et al. 2017)."""
+
+    def __init__(self, channels: int, n_mels: int):
+        super().__init__()
+        counts = (1, channels, channels, 2 * channels, 2 * channels)
+        self.convs = nn.ModuleList(MaskedConv2d(*pair) for pair in zip(counts, counts[1:], strict=False))
+        self.outputs = 2 * channels * self.output_length(n_mels)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) features to (B, T', outputs) and their (B,) lengths."""
+        x = features[:, None]
+        for first, second in zip(self.convs[::2], self.convs[1::2], strict=True):
+            x = F.relu(second(F.relu(first(x, lengths)), lengths))
+            x = F.max_pool2d(mask_frames(x, lengths), 2, ceil_mode=True)  # nothing is below 0, so padding never wins
+            lengths = halve(lengths)
+        return x.transpose(1, 2).flatten(2), lengths
+
+    @staticmethod
+    def output_length(length):
+        """The same arithmetic along time or frequency, for a tensor or an int."""
+        return halve(halve(length))
+
+
 class SequenceBatchNorm(nn.BatchNorm1d):
     """Sequence-wise batch normalisation (Amodei et al. 2015, section 3.2), over valid frames only.
 
@@ -135,25 +186,36 @@ def recurrence(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanS
     return {"gru": nn.GRU, "lstm": nn.LSTM}[rnn_type](input_size, hidden_size, batch_first=True)
 
 
-class RecurrentLayer(nn.Module):
-    """norm -> GELU -> recurrence in one or two directions -> dropout; directions are concatenated."""
+class Recurrence(nn.Module):
+    """A recurrent layer in one or two directions, which are concatenated."""
+
+    def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool = True,
+                 scan: ScanSpace = "linear"):
+        super().__init__()
+        self.forwards = recurrence(rnn_type, input_size, hidden_size, scan)
+        self.backwards = recurrence(rnn_type, input_size, hidden_size, scan) if bidirectional else None
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, input_size) to (B, T, directions * hidden_size)."""
+        out = self.forwards(x)[0]
+        if self.backwards is None:
+            return out
+        reverse = self.backwards(reverse_frames(x, lengths))[0]
+        return torch.cat([out, reverse_frames(reverse, lengths)], dim=-1)
+
+
+class RecurrentLayer(Recurrence):
+    """norm -> GELU -> recurrence -> dropout."""
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,
                  norm: Norm, dropout: float, scan: ScanSpace):
-        super().__init__()
+        super().__init__(input_size, hidden_size, rnn_type=rnn_type, bidirectional=bidirectional, scan=scan)
         self.norm = NORMS[norm](input_size)
-        self.forwards = recurrence(rnn_type, input_size, hidden_size, scan)
-        self.backwards = recurrence(rnn_type, input_size, hidden_size, scan) if bidirectional else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, input_size) to (B, T, directions * hidden_size)."""
-        x = F.gelu(self.norm(x, lengths))
-        out = self.forwards(x)[0]
-        if self.backwards is not None:
-            reverse = self.backwards(reverse_frames(x, lengths))[0]
-            out = torch.cat([out, reverse_frames(reverse, lengths)], dim=-1)
-        return self.dropout(out)
+        return self.dropout(super().forward(F.gelu(self.norm(x, lengths)), lengths))
 
 
 class LookaheadConv(nn.Module):

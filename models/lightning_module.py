@@ -46,6 +46,7 @@ class SpeechModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's random numbers a function of seed, epoch, step and process."""
+        self.network.schedule(self.global_step)
         key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
@@ -103,8 +104,8 @@ class SpeechModule(lightning.LightningModule):
         """Returns the batch's hypotheses, for callbacks that show them."""
         encoding = self.network.encode(batch.waveforms, batch.sample_counts)
         hypotheses = self.network.decode(encoding)
-        loss = self.network.loss(encoding, batch)["loss"]
-        self._totals[dataloader_idx].add(loss, batch, count_errors(batch.texts, hypotheses))
+        losses = self.network.loss(encoding, batch)
+        self._totals[dataloader_idx].add(losses, batch, count_errors(batch.texts, hypotheses))
         return hypotheses
 
     test_step = validation_step
@@ -123,19 +124,22 @@ class SpeechModule(lightning.LightningModule):
         return data.test_sets if self.trainer.testing else data.val_sets
 
     def _log_results(self, pooled: str | None) -> None:
-        sums = [self.trainer.strategy.reduce(totals.tensor(self.device), reduce_op="sum").cpu()
+        names = self.network.losses
+        sums = [self.trainer.strategy.reduce(totals.tensor(names, self.device), reduce_op="sum").cpu()
                 for totals in self._totals]
         rows = dict(zip(self.split_names(), sums, strict=True))
         if pooled:
             rows[pooled] = torch.stack(sums).sum(dim=0)
         self.results = {}
         for split, row in rows.items():
-            loss, tokens, *counts = row.tolist()
+            tokens, *counts = row[len(names) :].tolist()
             errors = ErrorCounts(*(round(count) for count in counts))
             if split != pooled:
                 self.results[split] = errors
-            self.log_dict({f"{split}/wer": errors.wer, f"{split}/cer": errors.cer,
-                           f"{split}/loss": loss / max(tokens, 1.0)}, rank_zero_only=False, sync_dist=False)
+            metrics = {"wer": errors.wer, "cer": errors.cer}
+            metrics |= {name: float(value) / max(tokens, 1.0) for name, value in zip(names, row, strict=False)}
+            self.log_dict({f"{split}/{name}": value for name, value in metrics.items()},
+                          rank_zero_only=False, sync_dist=False)
             if split == pooled:
                 self.log("dev_wer", errors.wer, prog_bar=True, logger=False)
 
@@ -146,19 +150,21 @@ class SpeechModule(lightning.LightningModule):
 
 
 class _SplitTotals:
-    """Sums of one split on one process: loss, tokens and the fields of ErrorCounts."""
+    """Sums of one split on one process: losses, tokens and the fields of ErrorCounts."""
 
     def __init__(self):
-        self.loss, self.tokens, self.errors = 0.0, 0, ErrorCounts()
+        self.losses, self.tokens, self.errors = {}, 0, ErrorCounts()
 
-    def add(self, loss: Tensor, batch: Batch, errors: ErrorCounts) -> None:
-        self.loss += float(loss)
+    def add(self, losses: dict[str, Tensor], batch: Batch, errors: ErrorCounts) -> None:
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + float(value)
         self.tokens += int(batch.token_counts.sum())
         self.errors += errors
 
-    def tensor(self, device) -> Tensor:
-        """(7,) float64, exact for counts below 2 ** 53."""
-        return torch.tensor([self.loss, self.tokens, *self.errors], dtype=torch.float64, device=device)
+    def tensor(self, names, device) -> Tensor:
+        """(len(names) + 6,) float64, exact for counts below 2 ** 53."""
+        losses = [self.losses.get(name, 0.0) for name in names]
+        return torch.tensor([*losses, self.tokens, *self.errors], dtype=torch.float64, device=device)
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float = 0.01) -> float:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,13 +17,6 @@ from utils.checkpoint import CheckpointError, read_checkpoint
 from utils.text import ENGLISH, CharTokenizer
 
 
-class Encoding(NamedTuple):
-    """Encoder output of B utterances."""
-
-    frames: Tensor  # (B, T, H)
-    lengths: Tensor  # (B,) int64
-
-
 class Recognizer(nn.Module, ABC):
     """A network that turns waveforms into text. Subclasses register under `name=`.
 
@@ -32,6 +26,7 @@ class Recognizer(nn.Module, ABC):
     """
 
     registry: dict[str, type["Recognizer"]] = {}
+    losses: tuple[str, ...] = ("loss",)  # the names of what `loss` returns
 
     def __init_subclass__(cls, *, name: str, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -49,24 +44,51 @@ class Recognizer(nn.Module, ABC):
                                        time_width=time_width, time_share=time_share)
 
     @abstractmethod
-    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
-        """(B, S) samples and (B,) counts to encoder frames; augments while training."""
+    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> NamedTuple:
+        """(B, S) samples and (B,) counts to what the other methods take as `encoding`; augments while training."""
 
     @abstractmethod
-    def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, V) float32 log-probabilities and their (B,) lengths, in training and evaluation alike."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, N, V) float32 log-probabilities and their (B,) lengths, in training and evaluation alike.
+
+        N counts what the model predicts one by one: frames of CTC, characters of an attention model
+        (given the reference's characters before them).
+        """
 
     @abstractmethod
-    def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, encoding: NamedTuple, batch: Batch) -> dict[str, Tensor]:
         """Scalars summed over the batch's tokens; `loss` is the one to descend."""
 
     @abstractmethod
-    def decode(self, encoding: Encoding) -> list[str]:
-        """The text of each utterance."""
+    def decode(self, encoding: NamedTuple) -> list[str]:
+        """The text of each utterance, greedily."""
+
+    @abstractmethod
+    def ctc_log_probs(self, encoding: NamedTuple) -> tuple[Tensor, Tensor] | None:
+        """(B, T, V) float32 log-probabilities of blank and characters, and (B,) lengths; None without CTC."""
+
+    @abstractmethod
+    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """What shows a reader how the network heard each utterance, without padding, by the kind of its figure."""
 
     @abstractmethod
     def output_frames(self, samples: int) -> int:
-        """Output frames of an utterance of so many samples, by the layers' own arithmetic."""
+        """Frames of CTC that an utterance of so many samples has, by the layers' own arithmetic."""
+
+    def schedule(self, steps: int) -> None:
+        """Called before each training step with the optimiser steps so far, for what changes with them."""
+
+    def ctc_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC negative log-likelihood, nats, summed over the batch, of (B, T, V) log-probabilities.
+
+        An utterance with fewer frames than its text needs has no path; it counts as 0.
+        """
+        return F.ctc_loss(log_probs.transpose(0, 1), batch.tokens, lengths, batch.token_counts,
+                          blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
+
+    def text(self, tokens: list[int]) -> str:
+        """Tokens to words with single spaces."""
+        return " ".join(self.tokenizer.decode(tokens).split())
 
     def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F) log-mel features in the weights' precision, masked by SpecAugment while training, and lengths."""

@@ -15,6 +15,8 @@ torch.set_num_threads(1)  # these networks are too small for more, and test runs
 
 TINY = {  # options that make a network small enough for a test, by model
     "deepspeech2": {"n_mels": 20, "conv_channels": 4, "cnn_layers": 1, "rnn_size": 16, "rnn_layers": 2},
+    "las": {"n_mels": 20, "conv_channels": 4, "listener_size": 12, "pyramid_layers": 2, "attention_size": 16,
+            "speller_size": 16, "speller_layers": 2, "embedding_size": 16},
 }
 VARIANTS = {  # every branch of every model
     "gru": ("deepspeech2", {"rnn_type": "gru"}),
@@ -23,6 +25,10 @@ VARIANTS = {  # every branch of every model
     "mingru-log": ("deepspeech2", {"rnn_type": "mingru", "mingru_scan": "log"}),
     "batchnorm": ("deepspeech2", {"norm": "batch", "time_stride": 4}),
     "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
+    "las": ("las", {"guided_weight": 1.0}),
+    "las-bahdanau": ("las", {"attention": "bahdanau", "frontend": "vgg", "pyramid_layers": 1}),
+    "las-location": ("las", {"attention": "location", "frontend": "rescnn", "tied_embedding": True}),
+    "las-multihead": ("las", {"attention": "multihead", "ctc_weight": 0.0, "pyramid_layers": 3}),
     "global": ("deepspeech2", {"normalization": "global", "head": "linear", "time_stride": 4}),
 }
 

@@ -32,22 +32,33 @@ def test_every_model_has_variants():
     assert {model for model, _ in VARIANTS.values()} == set(Recognizer.registry)
 
 
+def one_of(batch: Batch, i: int) -> Batch:
+    """Utterance i by itself, without padding."""
+    return Batch(batch.waveforms[i : i + 1, : batch.sample_counts[i]], batch.sample_counts[i : i + 1],
+                 batch.tokens[i : i + 1, : batch.token_counts[i]], batch.token_counts[i : i + 1],
+                 [batch.texts[i]], [batch.ids[i]], [])
+
+
+def outputs(network: Recognizer, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Everything that a network says of a batch, as (B, N, ...) tensors and their lengths."""
+    ctc = network.ctc_log_probs(network.encode(batch.waveforms, batch.sample_counts))
+    return [network(batch)] if ctc is None else [network(batch), ctc]
+
+
 def test_padding_never_matters(network):
     """Alone, in a batch, and with ten seconds of noise where padding should be: the same output."""
-    waveforms = speech()
-    batch = make_batch(network, waveforms)
-    noisy = torch.cat([batch.waveforms, torch.zeros(len(waveforms), 160_000)], dim=1)
+    batch = make_batch(network, speech())
+    noisy = torch.cat([batch.waveforms, torch.zeros(len(batch.ids), 160_000)], dim=1)
     beyond = torch.arange(noisy.shape[1]) >= batch.sample_counts[:, None]
     noisy[beyond] = torch.randn(int(beyond.sum()))
     with torch.no_grad():
-        together, lengths = network(batch.waveforms, batch.sample_counts)
-        padded, same_lengths = network(noisy, batch.sample_counts)
-        assert torch.equal(lengths, same_lengths)
-        for i, waveform in enumerate(waveforms):
-            alone, length = network(waveform[None], torch.tensor([len(waveform)]))
-            assert length.item() == lengths[i].item() == alone.shape[1]
-            torch.testing.assert_close(together[i, : lengths[i]], alone[0], atol=1e-4, rtol=0)
-            torch.testing.assert_close(padded[i, : lengths[i]], alone[0], atol=1e-4, rtol=0)
+        together, padded = outputs(network, batch), outputs(network, batch._replace(waveforms=noisy))
+        for i in range(len(batch.ids)):
+            for alone, one, other in zip(outputs(network, one_of(batch, i)), together, padded, strict=True):
+                length = alone[1].item()
+                assert length == alone[0].shape[1] == one[1][i] == other[1][i]
+                torch.testing.assert_close(one[0][i, :length], alone[0][0], atol=1e-4, rtol=0)
+                torch.testing.assert_close(other[0][i, :length], alone[0][0], atol=1e-4, rtol=0)
 
 
 def test_gradients_ignore_padding(network):
@@ -57,9 +68,8 @@ def test_gradients_ignore_padding(network):
     network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"].backward()
     together = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
-    for i, waveform in enumerate(waveforms):
-        one = Batch(waveform[None], batch.sample_counts[i : i + 1], batch.tokens[i : i + 1, : batch.token_counts[i]],
-                    batch.token_counts[i : i + 1], [batch.texts[i]], [batch.ids[i]], [])
+    for i in range(len(waveforms)):
+        one = one_of(batch, i)
         network.loss(network.encode(one.waveforms, one.sample_counts), one)["loss"].backward()
     assert together.keys() == {name for name, _ in network.named_parameters()}, "parameters without a gradient"
     for name, parameter in network.named_parameters():
@@ -68,18 +78,22 @@ def test_gradients_ignore_padding(network):
 
 @pytest.mark.parametrize("samples", [1, 159, 160, 161, 8_000, 16_001])
 def test_lengths_are_the_layers_own(network, samples):
-    log_probs, lengths = network(torch.randn(1, samples), torch.tensor([samples]))
-    assert lengths.dtype == torch.int64
-    assert log_probs.shape[1] == lengths.item() == network.output_frames(samples)
+    encoding = network.encode(torch.randn(1, samples), torch.tensor([samples]))
+    assert encoding.lengths.dtype == torch.int64
+    assert encoding.frames.shape[1] == encoding.lengths.item() > 0
+    if (ctc := network.ctc_log_probs(encoding)) is not None:
+        log_probs, lengths = ctc
+        assert lengths.dtype == torch.int64
+        assert log_probs.shape[1] == lengths.item() == network.output_frames(samples)
 
 
 def test_forward_gives_log_probabilities(network):
     """In training and in evaluation alike."""
     batch = make_batch(network, speech())
     for mode in (True, False):
-        log_probs, _ = network.train(mode)(batch.waveforms, batch.sample_counts)
-        assert log_probs.dtype == torch.float32
-        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2]), atol=1e-4, rtol=0)
+        for log_probs, _ in outputs(network.train(mode), batch):
+            assert log_probs.dtype == torch.float32
+            torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2]), atol=1e-4, rtol=0)
 
 
 def test_precision(network):
@@ -90,7 +104,7 @@ def test_precision(network):
         exact = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             same, _ = network.features(batch.waveforms, batch.sample_counts)
-            log_probs, _ = network(batch.waveforms, batch.sample_counts)
+            log_probs, _ = network(batch)
             near = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
     assert log_probs.dtype == near.dtype == torch.float32
     assert torch.equal(features, same)
@@ -106,9 +120,10 @@ def test_loss_is_a_sum_over_utterances(network):
     torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=0)
 
 
-def test_it_learns_two_utterances():
+@pytest.mark.parametrize("variant", ["mingru", "las"])
+def test_it_learns_two_utterances(variant):
     """Real speech, real texts: fifty steps must make the loss fall to a fraction."""
-    network = tiny_network("mingru").train()
+    network = tiny_network(variant).train()
     batch = make_batch(network, speech(2))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     losses = []
@@ -131,8 +146,8 @@ def test_checkpoint_rebuilds_everything(network, tmp_path):
     waveforms = speech()
     batch = make_batch(network, waveforms)
     with torch.no_grad():
-        expected, _ = network(batch.waveforms, batch.sample_counts)
-        found, _ = again(batch.waveforms, batch.sample_counts)
+        expected, _ = network(batch)
+        found, _ = again(batch)
     assert torch.equal(expected, found)
     assert again.transcribe(waveforms) == network.transcribe(waveforms)
 

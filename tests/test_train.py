@@ -65,10 +65,10 @@ def test_the_configuration_is_kept(unbroken):
     assert not [value for value in checkpoint["recognizer"].values() if not isinstance(value, int | float | str)]
 
 
-@pytest.mark.parametrize("rnn_type", ["gru", "mingru"])
-def test_a_resumed_run_ends_as_the_unbroken_one(unbroken, tmp_path, rnn_type):
-    """Bit for bit: weights and optimiser, with dropout, SpecAugment and speed perturbation at work."""
-    flags = ["--epochs", "3", "--speed_perturb", "0.9", "1.1", "--rnn_type", rnn_type]
+@pytest.mark.parametrize(("rnn_type", "decay"), [("gru", 0), ("mingru", 0.9)])
+def test_a_resumed_run_ends_as_the_unbroken_one(unbroken, tmp_path, rnn_type, decay):
+    """Bit for bit: weights, average and optimiser, with dropout, SpecAugment and speed perturbation at work."""
+    flags = ["--epochs", "3", "--speed_perturb", "0.9", "1.1", "--rnn_type", rnn_type, "--ema_decay", str(decay)]
     if rnn_type != "gru":
         whole = tmp_path / "whole"
         train.main(arguments(whole, *flags))
@@ -81,7 +81,17 @@ def test_a_resumed_run_ends_as_the_unbroken_one(unbroken, tmp_path, rnn_type):
     assert found["epoch"] == expected["epoch"] == 2
     for name, value in expected["state_dict"].items():
         assert torch.equal(value, found["state_dict"][name]), name
-    assert str(expected["optimizer_states"]) == str(found["optimizer_states"])
+    states = [(kept["optimizer_states"][0]["state"], kept.get("current_model_state", {})) for kept in (expected, found)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_evaluation_sees_the_averaged_weights(tmp_path):
+    args = train.parse_arguments(arguments(tmp_path / "run", "--epochs", "2", "--ema_decay", "0.9"))
+    trainer, _ = train.train(args)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    name = "network.project.weight"
+    assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
+    assert torch.equal(checkpoint["state_dict"][name], trainer.lightning_module.state_dict()[name])
 
 
 def test_auto_takes_the_newest_checkpoint(unbroken):

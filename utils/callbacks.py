@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 
-from utils.audio import SAMPLE_RATE
+from utils.batch import Batch
 from utils.loggers import log_figure, log_table
-from utils.plots import posterior_figure
+from utils.plots import view_figures
 
 
 class Throughput(Callback):
@@ -62,9 +62,9 @@ class History(Callback):
 
 
 class Samples(Callback):
-    """Shows a few fixed dev utterances each epoch: texts in a table, the first one's posteriors as a figure."""
+    """Shows a few fixed dev utterances each epoch: texts in a table, and the network's views of them as figures."""
 
-    def __init__(self, folder: Path, count: int = 8):
+    def __init__(self, folder: Path, count: int = 6):
         self.folder, self.count = folder, count
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
@@ -73,27 +73,21 @@ class Samples(Callback):
             self._last = batch, outputs
 
     def on_validation_epoch_end(self, trainer, module) -> None:
-        """Writes `samples.txt`, `posteriors.png`, and the same to the logger."""
+        """Writes `samples.txt`, one PNG a kind of view, and the same to the logger."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         batch, hypotheses = self._last
-        rows = [list(row) for row in zip(batch.ids, batch.texts, hypotheses, strict=True)][: self.count]
+        batch = Batch(*(part[: self.count] for part in batch))
+        rows = [list(row) for row in zip(batch.ids, batch.texts, hypotheses, strict=False)]
         log_table(trainer.logger, "samples", ["id", "reference", "hypothesis"], rows, trainer.global_step)
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{name}\n  reference   {reference}\n  hypothesis  {text}" for name, reference, text in rows]
         (self.folder / "samples.txt").write_text(f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
-        figure = self._figure(module.network, batch)
-        figure.savefig(self.folder / "posteriors.png", dpi=80)
-        log_figure(trainer.logger, "posteriors", figure, trainer.global_step)
-
-    def _figure(self, network, batch):
-        count = int(batch.sample_counts[0])
-        waveform, counts = batch.waveforms[:1, :count], batch.sample_counts[:1]
         with torch.no_grad():
-            features, _ = network.features(waveform, counts)
-            log_probs, _ = network(waveform, counts)
-        title = f"{batch.ids[0]}: {batch.texts[0]} ({count / SAMPLE_RATE:.1f} s)"
-        return posterior_figure(features[0].cpu(), log_probs[0].cpu(), network.tokenizer.alphabet, title)
+            figures = view_figures(module.network, batch)
+        for kind, figure in figures.items():
+            figure.savefig(self.folder / f"{kind}.png", dpi=80)
+            log_figure(trainer.logger, kind, figure, trainer.global_step)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -111,6 +105,30 @@ class Checkpoints(ModelCheckpoint):
             beside.unlink(missing_ok=True)
             beside.symlink_to(Path(self.best_model_path).name)
             beside.replace(Path(self.dirpath, "best.ckpt"))
+
+
+class WeightAverage(WeightAveraging):
+    """Exponential moving average of the weights, which dev sets, tests and checkpoints see.
+
+    The decay rises with the steps n as (1 + n) / (10 + n) up to its value, so that the random initial
+    weights are soon forgotten. A checkpoint keeps the trained weights beside their average, to resume from.
+    """
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        super().__init__(multi_avg_fn=self._average)
+
+    def _average(self, averages, weights, count) -> None:
+        if not averages[0].is_floating_point():  # counters
+            torch._foreach_copy_(averages, weights)
+            return
+        decay = min(self.decay, (1 + count.item()) / (10 + count.item()))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
+        """Only a resumed training wants the weights that are not averaged; a test wants the average."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, module, checkpoint)
 
 
 class SkippedFiles(Callback):

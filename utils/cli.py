@@ -144,6 +144,14 @@ def nonnegative_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0.0 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1")
+    return value
+
+
 def count_or_share(text: str) -> int | float:
     """argparse type: a count, or a share between 0.0 and 1.0 where it has a decimal point."""
     if "." not in text:

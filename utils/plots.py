@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from utils.batch import Batch
+
 
 def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: str):
     """The log-mel spectrogram of one utterance above its output posteriors.
@@ -35,6 +37,35 @@ def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: 
     bottom.set(xlim=(0, len(posteriors) - 1), ylim=(0, 1.02), xlabel="output frame", ylabel="probability")
     figure.legend(loc="outside lower center", ncols=15, fontsize=8)
     return figure
+
+
+def attention_figure(weights: list[Tensor], texts: list[str]):
+    """Which encoder frames, of (U, T) `weights`, each character of a text looked at."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.5 * -(-len(weights) // 3)), layout="constrained")
+    for i, (map_, text) in enumerate(zip(weights, texts, strict=True)):
+        axis = figure.add_subplot(-(-len(weights) // 3), min(3, len(weights)), i + 1)
+        axis.imshow(map_.float().cpu().numpy(), origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1)
+        axis.set_title(text if len(text) <= 45 else text[:44] + "…", fontsize=9)
+        if len(text) <= 45:
+            axis.set_yticks(range(len(text)), ["␣" if char == " " else char for char in text], fontsize=5)
+        axis.set(xlabel="encoder frame")
+    return figure
+
+
+def view_figures(network, batch: Batch) -> dict:
+    """One figure a kind of the network's views of a batch: attention of all, posteriors of the first."""
+    figures = {}
+    for kind, views in network.views(batch).items():
+        if kind == "attention":
+            figures[kind] = attention_figure(views, batch.texts)
+        else:
+            features, lengths = network.features(batch.waveforms[:1], batch.sample_counts[:1])
+            title = f"{batch.ids[0]}: {batch.texts[0]}"
+            figures[kind] = posterior_figure(features[0, : lengths[0]].cpu(), views[0].cpu(),
+                                             network.tokenizer.alphabet, title)
+    return figures
 
 
 def curve_figure(histories: dict[str, list[dict]]):

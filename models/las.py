@@ -1,0 +1,355 @@
+"""Listen, Attend and Spell (Chan et al. 2015, arXiv:1508.01211), trained jointly with CTC.
+
+    waveform -> log-mel -> SpecAugment [-> convolutions] -> BiLSTM -> pyramidal BiLSTMs      listener
+    last character, last context -> LSTMs -> attention over the listener -> next character   speller
+
+Paper to code: equation 1 is `Listener`, 3 and 4 `Speller`, 5 `PyramidalLayer`, 6 and 8
+`Speller._advance`, 7 `Speller.classify`, 9 to 11 `models.attention.ContentAttention`, 12 and 13
+`Speller.forward` with `sampling_rate`, 14 and 15 `LAS.search`. What later work found to be needed:
+the CTC loss beside it (Kim et al. 2017, Watanabe et al. 2017) and label smoothing (Chorowski and
+Jaitly 2017).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import ATTENTIONS, AttentionType, Memory, near_diagonal
+from models.features import Normalization
+from models.layers import VGG, Recurrence, ResCNN, halve, length_mask, mask_frames
+from models.recognizer import Recognizer
+from utils.audio import SAMPLE_RATE
+from utils.batch import Batch
+from utils.beam_search import beam_search
+from utils.text import ENGLISH
+
+Frontend = Literal["none", "vgg", "rescnn"]
+CHARACTERS_A_SECOND = 30  # no speech is quicker; it bounds a hypothesis that repeats itself
+
+
+class Listening(NamedTuple):
+    """Listener output of B utterances: what the speller attends to, and what CTC reads."""
+
+    frames: Tensor  # (B, T, H)
+    lengths: Tensor  # (B,) int64
+    ctc_frames: Tensor  # (B, T', H'), of the deepest layer that joins at most four feature frames
+    ctc_lengths: Tensor  # (B,) int64
+
+
+class PyramidalLayer(Recurrence):
+    """Joins neighbouring frames, which halves the time, then a BiLSTM (equation 5)."""
+
+    def __init__(self, input_size: int, hidden_size: int, dropout: float):
+        super().__init__(2 * input_size, hidden_size, rnn_type="lstm")
+        self.norm = nn.LayerNorm(2 * input_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, input_size) to (B, ceil(T / 2), 2 * hidden_size); a last odd frame is joined with zeros."""
+        x = F.pad(mask_frames(x, lengths), (0, 0, 0, x.shape[1] % 2))
+        x, lengths = x.unflatten(1, (-1, 2)).flatten(2), halve(lengths)
+        return self.dropout(super().forward(self.norm(x), lengths)), lengths
+
+
+class Listener(nn.Module):
+    """[convolutions,] a BiLSTM, and `layers` pyramidal ones above it."""
+
+    def __init__(self, n_mels: int, size: int, layers: int, *, frontend: Frontend, conv_channels: int,
+                 cnn_layers: int, dropout: float):
+        super().__init__()
+        self.frontend = None
+        if frontend == "vgg":
+            self.frontend = VGG(conv_channels, n_mels)
+        elif frontend == "rescnn":
+            self.frontend = ResCNN(conv_channels, n_mels, cnn_layers, time_stride=4, dropout=dropout)
+        self.bottom = Recurrence(self.frontend.outputs if self.frontend else n_mels, size, rnn_type="lstm")
+        self.dropout = nn.Dropout(dropout)
+        self.pyramid = nn.ModuleList(PyramidalLayer(2 * size, size, dropout) for _ in range(layers))
+        self.outputs = 2 * size
+        self.ctc_layers = 0 if self.frontend else min(layers, 2)  # pyramidal layers below CTC, four frames in one
+        self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames a CTC frame
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Listening:
+        """(B, T, F) features and (B,) lengths."""
+        if self.frontend is not None:
+            features, lengths = self.frontend(features, lengths)
+        x = self.dropout(self.bottom(features, lengths))
+        ctc = x, lengths
+        for i, layer in enumerate(self.pyramid, start=1):
+            x, lengths = layer(x, lengths)
+            ctc = (x, lengths) if i == self.ctc_layers else ctc
+        return Listening(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
+
+    def output_length(self, frames: int) -> int:
+        """CTC frames of so many feature frames."""
+        frames = frames if self.frontend is None else self.frontend.output_length(frames)
+        for _ in range(self.ctc_layers):
+            frames = halve(frames)
+        return frames
+
+
+class SpellerState(NamedTuple):
+    """What N hypotheses carry from one character to the next."""
+
+    hidden: tuple[Tensor, ...]  # (N, D) of each LSTM layer
+    cells: tuple[Tensor, ...]  # (N, D)
+    context: Tensor  # (N, H)
+    weights: Tensor  # (N, T) attention
+    coverage: Tensor  # (N, T) attention so far
+
+
+class Speller(nn.Module):
+    """LSTM layers fed with the last character and the last context, attention, and a perceptron.
+
+    All that needs no state of the step before is done for all steps at once: what the embedded
+    characters add to the first layer's gates, and the classification.
+    """
+
+    def __init__(self, memory_size: int, classes: int, silent: list[int], *, size: int, layers: int,
+                 attention: AttentionType, attention_size: int, embedding_size: int, tied: bool, dropout: float):
+        super().__init__()
+        self.size = size
+        self.embedding = nn.Embedding(classes, embedding_size)
+        self.characters = nn.Linear(embedding_size, 4 * size, bias=False)
+        inputs = [memory_size] + [size] * (layers - 1)
+        self.gates = nn.ModuleList(nn.Linear(count + size, 4 * size) for count in inputs)
+        for gates in self.gates:
+            nn.init.ones_(gates.bias[size : 2 * size])  # forget gates begin open
+        self.attention = ATTENTIONS[attention](size, memory_size, attention_size)
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(size + memory_size, embedding_size)
+        self.output = nn.Linear(embedding_size, classes)
+        if tied:
+            self.output.weight = self.embedding.weight
+        impossible = torch.zeros(classes, dtype=torch.bool)
+        impossible[silent] = True
+        self.register_buffer("impossible", impossible, persistent=False)  # classes that are never spelled
+
+    def forward(self, tokens: Tensor, memory: Memory, sampling_rate: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Spells with the given characters as inputs (teacher forcing).
+
+        Args:
+            tokens: (B, U) input of each step, `<sos>` first.
+            memory: what the listener heard.
+            sampling_rate: share of the inputs that are drawn from the speller's own last prediction
+                instead (equation 13; Bengio et al. 2015).
+
+        Returns (B, U, V) float32 log-probabilities and (B, U, T) attention weights.
+        """
+        state, outputs, weights = self.start(memory), [], []
+        sampled = torch.rand(tokens.shape) < sampling_rate  # on the CPU, so that asking stalls no device
+        characters = self.characters(self.embedding(tokens)).unbind(1)
+        for u, gates in enumerate(characters):
+            if u and sampled[:, u].any():
+                drawn = sample(self.classify(outputs[-1]).detach())
+                token = torch.where(sampled[:, u].to(tokens.device), drawn, tokens[:, u])
+                gates = self.characters(self.embedding(token))
+            output, state = self._advance(gates, state, memory)
+            outputs.append(output)
+            weights.append(state.weights)
+        return self.classify(torch.stack(outputs, dim=1)), torch.stack(weights, dim=1)
+
+    def start(self, memory: Memory) -> SpellerState:
+        """The state before the first character."""
+        size, frames = memory.valid.shape
+        zeros = memory.values.new_zeros
+        nothing = tuple(zeros(size, self.size) for _ in self.gates)
+        return SpellerState(hidden=nothing, cells=nothing, context=zeros(size, memory.values.shape[2]),
+                            weights=zeros(size, frames), coverage=zeros(size, frames))
+
+    def step(self, tokens: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
+        """One character: (N,) last tokens to (N, V) log-probabilities of the next, and the state after."""
+        output, state = self._advance(self.characters(self.embedding(tokens)), state, memory)
+        return self.classify(output), state
+
+    def _advance(self, gates: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
+        """s_i = LSTMs(s_{i-1}, y_{i-1}, c_{i-1}); c_i = attention(s_i, h): equations 6 and 8.
+
+        `gates` is what y_{i-1} adds to the gates of the first layer. Returns (N, D + H) s_i and c_i.
+        """
+        x, hidden, cells = state.context, [], []
+        for linear, h, c in zip(self.gates, state.hidden, state.cells, strict=True):
+            h, c = lstm_cell(linear(torch.cat([x, h], dim=-1).to(linear.weight.dtype)) + gates, c)
+            hidden.append(h)
+            cells.append(c)
+            x, gates = self.dropout(h), 0.0
+        context, weights = self.attention(x.to(self.hidden.weight.dtype), memory, state.weights)
+        state = SpellerState(tuple(hidden), tuple(cells), context, weights, state.coverage + weights)
+        return torch.cat([x, context], dim=-1).to(self.hidden.weight.dtype), state
+
+    def classify(self, outputs: Tensor) -> Tensor:
+        """P(y_i | x, y_<i) of s_i and c_i, by a perceptron and a softmax (equation 7): log-probabilities, float32."""
+        scores = self.output(self.dropout(self.hidden(outputs).tanh())).float()
+        return scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1)
+
+
+def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 4 D) input, forget, cell and output gates before their nonlinearities; the state runs in float32."""
+    i, f, g, o = gates.float().chunk(4, dim=-1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+def sample(log_probs: Tensor) -> Tensor:
+    """One class of each (..., V) distribution (Gumbel's trick, which asks the host for nothing)."""
+    return (log_probs - torch.empty_like(log_probs).exponential_().log()).argmax(dim=-1)
+
+
+class LAS(Recognizer, name="las"):
+    """Pyramidal BiLSTM listener, attention, LSTM speller.
+
+    Args:
+        n_mels: mel bins.
+        window_ms: length of the analysis window, milliseconds.
+        hop_ms: distance between frames, milliseconds.
+        normalization: of log-mel features: per utterance, by the training set's statistics, or none.
+        freq_masks: SpecAugment: frequency masks an utterance.
+        freq_width: SpecAugment: widest frequency mask, mel bins.
+        time_masks: SpecAugment: time masks an utterance.
+        time_width: SpecAugment: widest time mask, frames.
+        time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
+        frontend: convolutions below the listener, which shorten the time four times.
+        conv_channels: channels of these convolutions.
+        cnn_layers: residual blocks of the rescnn front end.
+        listener_size: hidden units of one direction of a listener layer.
+        pyramid_layers: pyramidal layers, each of which halves the time.
+        attention: how the speller's state is compared with the listener's frames.
+        attention_size: features in which the two are compared.
+        speller_size: hidden units of a speller layer.
+        speller_layers: LSTM layers of the speller.
+        embedding_size: features of a character, and of the classifier's hidden layer.
+        tied_embedding: the classifier's weights are the characters' embeddings.
+        dropout: after each layer.
+        sampling_rate: share of the speller's inputs that are its own predictions (scheduled sampling).
+        sampling_ramp: optimiser steps over which sampling_rate grows from 0.
+        label_smoothing: share of a target's probability that is spread over all characters.
+        ctc_weight: of the CTC loss on the listener against the speller's; 0 leaves its layer out.
+        guided_weight: of the penalty on attention far from the diagonal; 0 for none.
+        guided_steps: optimiser steps for which it applies.
+        alphabet: the characters that the network can write, each once.
+    """
+
+    def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
+                 normalization: Normalization = "utterance", freq_masks: int = 2, freq_width: int = 27,
+                 time_masks: int = 2, time_width: int = 100, time_share: float = 0.2,
+                 frontend: Frontend = "none", conv_channels: int = 32, cnn_layers: int = 1,
+                 listener_size: int = 256, pyramid_layers: int = 3,
+                 attention: AttentionType = "content", attention_size: int = 256,
+                 speller_size: int = 512, speller_layers: int = 2, embedding_size: int = 256,
+                 tied_embedding: bool = False, dropout: float = 0.2,
+                 sampling_rate: float = 0.1, sampling_ramp: int = 10_000, label_smoothing: float = 0.1,
+                 ctc_weight: float = 0.3, guided_weight: float = 0.0, guided_steps: int = 2000,
+                 alphabet: str = ENGLISH):
+        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalization=normalization,
+                         freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
+                         time_width=time_width, time_share=time_share, alphabet=alphabet)
+        shares = {"ctc_weight": ctc_weight, "sampling_rate": sampling_rate, "label_smoothing": label_smoothing}
+        for name, value in shares.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} {value} must be at least 0 and below 1")
+        self.sampling_rate, self.sampling_ramp, self.label_smoothing = sampling_rate, sampling_ramp, label_smoothing
+        self.ctc_weight, self.guided_weight, self.guided_steps = ctc_weight, guided_weight, guided_steps
+        self.steps = 0  # optimiser steps so far
+        self.listener = Listener(n_mels, listener_size, pyramid_layers, frontend=frontend, conv_channels=conv_channels,
+                                 cnn_layers=cnn_layers, dropout=dropout)
+        self.speller = Speller(
+            self.listener.outputs, self.tokenizer.size, [self.tokenizer.blank, self.tokenizer.sos], size=speller_size,
+            layers=speller_layers, attention=attention, attention_size=attention_size,
+            embedding_size=embedding_size, tied=tied_embedding, dropout=dropout)
+        self.losses = ("loss", "attention", "diagonality", *(["ctc"] if ctc_weight else []))
+        self.ctc = nn.Linear(self.listener.outputs, self.tokenizer.ctc_size) if ctc_weight else None
+
+    def schedule(self, steps: int) -> None:
+        """Scheduled sampling and guided attention depend on the optimiser steps so far."""
+        self.steps = steps
+
+    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Listening:
+        """(B, S) samples and (B,) counts to what the listener heard."""
+        return self.listener(*self.augmented_features(waveforms, sample_counts))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, U + 1, V) log-probabilities of each character after the ones before it, and of the end, and lengths."""
+        log_probs, _ = self.spell(self.encode(batch.waveforms, batch.sample_counts), batch)
+        return log_probs, batch.token_counts + 1
+
+    def spell(self, encoding: Listening, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, U + 1, V) log-probabilities and (B, U + 1, T) attention weights, the reference as input."""
+        inputs = F.pad(batch.tokens, (1, 0), value=self.tokenizer.sos)
+        memory = self.speller.attention.remember(encoding.frames, encoding.lengths)
+        rate = self.sampling_rate * min(1.0, self.steps / max(self.sampling_ramp, 1)) if self.training else 0.0
+        return self.speller(inputs, memory, rate)
+
+    def loss(self, encoding: Listening, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch: smoothed cross-entropy, CTC where it is on, and what descends.
+
+        `diagonality` tells at once where attention has not aligned.
+        """
+        log_probs, weights = self.spell(encoding, batch)
+        sums = {"attention": self.cross_entropy(log_probs, batch),
+                "diagonality": self.diagonality(weights, encoding, batch)}
+        sums["loss"] = sums["attention"]
+        if self.ctc is not None:
+            sums["ctc"] = self.ctc_loss(*self.ctc_log_probs(encoding), batch)
+            sums["loss"] = (1 - self.ctc_weight) * sums["attention"] + self.ctc_weight * sums["ctc"]
+        if self.guided_weight and self.training and self.steps < self.guided_steps:
+            sums["loss"] = sums["loss"] + self.guided_weight * (batch.token_counts.sum() - sums["diagonality"])
+        sums["diagonality"] = sums["diagonality"].detach()
+        return sums
+
+    def cross_entropy(self, log_probs: Tensor, batch: Batch) -> Tensor:
+        """Nats, summed; `label_smoothing` of each target is spread evenly over characters and `<eos>`."""
+        counts = batch.token_counts[:, None]
+        ends = torch.arange(log_probs.shape[1], device=counts.device) == counts  # (B, U + 1)
+        targets = F.pad(batch.tokens, (0, 1)).masked_fill(ends, self.tokenizer.eos)
+        target = log_probs.gather(2, targets.clamp_min(1)[..., None])[..., 0]  # padding is masked below
+        spread = log_probs[..., ~self.speller.impossible].mean(dim=-1)
+        losses = -(1 - self.label_smoothing) * target - self.label_smoothing * spread
+        return losses.masked_fill(~length_mask(batch.token_counts + 1, losses.shape[1]), 0.0).sum()
+
+    def diagonality(self, weights: Tensor, encoding: Listening, batch: Batch) -> Tensor:
+        """Attention near the diagonal, summed over characters: from 0 to 1 each (`near_diagonal`)."""
+        near = near_diagonal(batch.token_counts, encoding.lengths, weights.shape[1:])
+        steps = (weights * near).sum(dim=2)  # (B, U + 1)
+        return steps.masked_fill(~length_mask(batch.token_counts, steps.shape[1]), 0.0).sum()
+
+    def ctc_log_probs(self, encoding: Listening) -> tuple[Tensor, Tensor] | None:
+        """(B, T', V) float32 log-probabilities of blank and characters and (B,) lengths; None without CTC."""
+        if self.ctc is None:
+            return None
+        return self.ctc(encoding.ctc_frames).float().log_softmax(dim=-1), encoding.ctc_lengths
+
+    def max_tokens(self, encoding: Listening) -> Tensor:
+        """(B,) most characters that utterances of such lengths can hold."""
+        seconds = encoding.ctc_lengths * (self.features.hop / SAMPLE_RATE * self.listener.ctc_reduction)
+        return (seconds * CHARACTERS_A_SECOND).long() + 1
+
+    def decode(self, encoding: Listening) -> list[str]:
+        """Greedy: the likeliest character at each step."""
+        return [self.text(best.tokens) for best, in self.search(encoding)]
+
+    def search(self, encoding: Listening, *, beam_size: int = 1, nbest: int = 1, length_power: float = 1.0):
+        """n-best hypotheses of each utterance."""
+        memory = self.speller.attention.remember(encoding.frames, encoding.lengths).repeat(beam_size)
+
+        def step(tokens, state):
+            return self.speller.step(tokens, state, memory)
+
+        return beam_search(step, self.speller.start(memory), start=self.tokenizer.sos, eos=self.tokenizer.eos,
+                           max_tokens=self.max_tokens(encoding), beam_size=beam_size, nbest=nbest,
+                           length_power=length_power)
+
+    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""
+        encoding = self.encode(batch.waveforms, batch.sample_counts)
+        _, weights = self.spell(encoding, batch)
+        sizes = zip(batch.token_counts + 1, encoding.lengths, strict=True)
+        views = {"attention": [w[:u, :t] for w, (u, t) in zip(weights, sizes, strict=True)]}
+        if self.ctc is not None:
+            views["posteriors"] = [p[:t] for p, t in zip(*self.ctc_log_probs(encoding), strict=True)]
+        return views
+
+    def output_frames(self, samples: int) -> int:
+        """CTC frames of an utterance of so many samples."""
+        return int(self.listener.output_length(self.features.lengths(torch.tensor(samples))))
