@@ -10,6 +10,7 @@ the CTC loss beside it (Kim et al. 2017, Watanabe et al. 2017) and label smoothi
 Jaitly 2017).
 """
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +23,10 @@ from models.layers import VGG, Recurrence, ResCNN, halve, length_mask, mask_fram
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE
 from utils.batch import Batch
-from utils.beam_search import beam_search
+from utils.beam_search import Hypothesis, beam_search, weighted_sum
+from utils.ctc import prefix_step
+from utils.decoding import Candidate, Decoder, Decoding
+from utils.ngram import NGram
 from utils.text import ENGLISH
 
 Frontend = Literal["none", "vgg", "rescnn"]
@@ -327,18 +331,47 @@ class LAS(Recognizer, name="las"):
 
     def decode(self, encoding: Listening) -> list[str]:
         """Greedy: the likeliest character at each step."""
-        return [self.text(best.tokens) for best, in self.search(encoding)]
+        return [self.text(best.tokens) for best, in self._beam_search(encoding, Decoding(), None)]
 
-    def search(self, encoding: Listening, *, beam_size: int = 1, nbest: int = 1, length_power: float = 1.0):
-        """n-best hypotheses of each utterance."""
-        memory = self.speller.attention.remember(encoding.frames, encoding.lengths).repeat(beam_size)
+    def search(self, encoding: Listening, decoder: Decoder) -> list[list[Candidate]]:
+        """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (equation 15).
 
-        def step(tokens, state):
-            return self.speller.step(tokens, state, memory)
+        With `lm_fusion` shallow the n-gram's share stands inside the first term, at every character.
+        """
+        options, lm = decoder.options, decoder.ngram
+        if lm is None or options.lm_fusion == "shallow":
+            found = self._beam_search(encoding, options, lm)
+            return [[Candidate(self.text(h.tokens), h.score) for h in hypotheses] for hypotheses in found]
+        found = self._beam_search(encoding, replace(options, nbest=options.beam_size), None)
+        ranked = [sorted((Candidate(text, h.score + options.alpha * lm.log_prob(text)) for h in hypotheses
+                          for text in [self.text(h.tokens)]), key=lambda c: -c.score) for hypotheses in found]
+        return [candidates[: options.nbest] for candidates in ranked]
 
-        return beam_search(step, self.speller.start(memory), start=self.tokenizer.sos, eos=self.tokenizer.eos,
-                           max_tokens=self.max_tokens(encoding), beam_size=beam_size, nbest=nbest,
-                           length_power=length_power)
+    def _beam_search(self, encoding: Listening, options: Decoding, lm: NGram | None) -> list[list[Hypothesis]]:
+        """The speller, CTC and the n-gram as one model of the next character."""
+        size = options.beam_size if options.decoder == "beam" else 1
+        memory = self.speller.attention.remember(encoding.frames, encoding.lengths).repeat(size)
+        weight = options.ctc_score_weight if self.ctc is not None else 0.0
+        models = [(1 - weight, (lambda tokens, state: self.speller.step(tokens, state, memory),
+                                self.speller.start(memory)))]
+        if weight:
+            log_probs, lengths = (part.repeat_interleave(size, dim=0) for part in self.ctc_log_probs(encoding))
+            models.append((weight, prefix_step(log_probs, lengths, blank=self.tokenizer.blank,
+                                               start=self.tokenizer.sos, eos=self.tokenizer.eos,
+                                               classes=self.tokenizer.size)))
+        if lm is not None:
+            models.append((options.alpha, lm.step(len(memory.valid))))
+        models = [(share, model) for share, model in models if share > 0]
+
+        def penalty(states: tuple) -> Tensor:  # frames that no character looked at (Wu et al. 2016, equation 14)
+            seen = states[0].coverage.clamp(1e-9, 1.0).log().masked_fill(~memory.valid, 0.0)
+            return options.coverage_weight * seen.sum(dim=1)
+
+        return beam_search(
+            weighted_sum([(share, step) for share, (step, _) in models]), tuple(state for _, (_, state) in models),
+            start=self.tokenizer.sos, eos=self.tokenizer.eos, max_tokens=self.max_tokens(encoding), beam_size=size,
+            nbest=options.nbest, length_power=options.length_power if size > 1 else 0.0,
+            penalty=penalty if options.coverage_weight and weight < 1 else None)
 
     def views(self, batch: Batch) -> dict[str, list[Tensor]]:
         """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""

@@ -14,6 +14,7 @@ from models.specaugment import SpecAugment
 from utils.audio import SILENCE
 from utils.batch import Batch
 from utils.checkpoint import CheckpointError, read_checkpoint
+from utils.decoding import Candidate, Decoder
 from utils.text import ENGLISH, CharTokenizer
 
 
@@ -62,6 +63,10 @@ class Recognizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, encoding: NamedTuple) -> list[str]:
         """The text of each utterance, greedily."""
+
+    @abstractmethod
+    def search(self, encoding: NamedTuple, decoder: Decoder) -> list[list[Candidate]]:
+        """The best texts of each utterance, best first, as the decoder's options ask."""
 
     @abstractmethod
     def ctc_log_probs(self, encoding: NamedTuple) -> tuple[Tensor, Tensor] | None:

@@ -165,7 +165,7 @@ def test_ctc_alone_and_with_another_model(weight):
             step, state = weighted_sum([(weight, ctc), (1 - weight, model)]), (ctc_state, model_state)
         found, = beam_search(step, state, start=START, eos=EOS, max_tokens=torch.tensor([LONGEST]), beam_size=width)
 
-        def truth(text):
+        def truth(text, log_probs=log_probs, seed=seed):
             score = ctc_log_prob(log_probs[0], text)
             if weight:
                 one, begin = random_model(seed, 1, 1)

@@ -1,0 +1,107 @@
+"""Prefix beam search over CTC log-probabilities, with a word n-gram.
+
+Two programs do it, with the same algorithm and the same options: `ctc-beam-decoder` (C++) and
+pyctcdecode (Python), which the first reproduces. They are loaded when they are first asked for.
+"""
+
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from torch import Tensor
+
+from utils.ngram import LanguageModelError, check_words, load_kenlm, read_words, unpacked
+from utils.text import CharTokenizer
+
+INSTALL = "pip install -r requirements.txt installs it"
+
+
+class CTCBeamSearch:
+    """N-best texts of CTC log-probabilities.
+
+    Args:
+        options: a `utils.decoding.Decoding`.
+        tokenizer: of the network; column i of its log-probabilities is token i.
+
+    Raises LanguageModelError, and ImportError that names the missing package.
+    """
+
+    def __init__(self, options, tokenizer: CharTokenizer):
+        self.options = options
+        labels = ["", *tokenizer.alphabet]  # the blank, then the characters: the tokenizer's own order
+        words = None
+        if options.lm and (words := read_words(options.lm)) is not None:
+            words = check_words(options.lm, words, tokenizer)
+        backend = _Native if options.decoder_backend == "native" else _PyCTCDecode
+        self.backend = backend(options, labels, words)
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
+        """(B, T, C) log-probabilities and (B,) lengths to (text, score) pairs of each utterance, best first."""
+        arrays = [one[:length].cpu().numpy() for one, length in zip(log_probs.float(), lengths.tolist(), strict=True)]
+        return [[(" ".join(beam[0].split()), float(beam[-1])) for beam in beams[: self.options.nbest]] or [("", 0.0)]
+                for beams in self.backend.search(arrays)]
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self.backend.close()
+
+
+class _Native:
+    """`ctc-beam-decoder`: threads, since the search holds no lock of Python."""
+
+    def __init__(self, options, labels: list[str], words: list[str] | None):
+        try:
+            import ctc_beam_decoder
+        except ImportError:
+            raise ImportError(f"--decoder_backend native needs ctc-beam-decoder; {INSTALL}") from None
+        self.options = options
+        if options.lm:
+            with unpacked(options.lm) as path:
+                try:
+                    self.decoder = ctc_beam_decoder.BeamSearchDecoder(
+                        labels, kenlm_model_path=path, unigrams=words, alpha=options.alpha, beta=options.beta)
+                except (ValueError, RuntimeError, OSError) as error:
+                    raise LanguageModelError(options.lm, " ".join(str(error).split())[:200]) from None
+        else:
+            self.decoder = ctc_beam_decoder.BeamSearchDecoder(labels)
+        self.threads = ThreadPoolExecutor(os.cpu_count())
+
+    def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
+        return list(self.threads.map(self._one, arrays))
+
+    def _one(self, array: np.ndarray) -> list[tuple]:
+        options = self.options
+        return self.decoder.decode_beams(
+            array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune, token_min_logp=options.token_min,
+            prune_history=options.nbest == 1, hotwords=list(options.hotwords), hotword_weight=options.hotword_weight)
+
+    def close(self) -> None:
+        self.threads.shutdown()
+
+
+class _PyCTCDecode:
+    """pyctcdecode: processes, forked once."""
+
+    def __init__(self, options, labels: list[str], words: list[str] | None):
+        try:
+            from pyctcdecode.alphabet import Alphabet
+            from pyctcdecode.decoder import BeamSearchDecoderCTC
+            from pyctcdecode.language_model import LanguageModel
+        except ImportError:
+            raise ImportError(f"--decoder_backend pyctcdecode needs pyctcdecode; {INSTALL}") from None
+        self.options = options
+        model = LanguageModel(load_kenlm(options.lm), words, options.alpha, options.beta) if options.lm else None
+        self.decoder = BeamSearchDecoderCTC(Alphabet.build_alphabet(labels), model)
+        self.pool = multiprocessing.get_context("fork").Pool(os.cpu_count())  # after the model, which it inherits
+
+    def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
+        options = self.options
+        return self.decoder.decode_beams_batch(
+            self.pool, arrays, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
+            token_min_logp=options.token_min, prune_history=options.nbest == 1,
+            hotwords=list(options.hotwords) or None, hotword_weight=options.hotword_weight)
+
+    def close(self) -> None:
+        self.pool.terminate()
+        self.decoder.cleanup()

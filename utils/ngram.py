@@ -1,0 +1,188 @@
+"""N-gram language models (KenLM): load, check, score, and predict the next character in a beam search."""
+
+import gzip
+import math
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.beam_search import Step
+from utils.text import CharTokenizer
+
+SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
+SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
+LN10 = math.log(10)  # KenLM's logarithms are to base 10
+MISSING = "kenlm is not installed: pip install kenlm (it needs a C++ compiler)"
+
+
+class LanguageModelError(ValueError):
+    """A language model that cannot be used; the message is one line and begins with its path."""
+
+    def __init__(self, path, reason: str):
+        super().__init__(f"{path}: {reason}")
+
+
+class NGram:
+    """A KenLM n-gram over words, or over characters where it knows the word `<space>`.
+
+    Args:
+        path: ARPA or KenLM binary file, either may be packed by gzip.
+        tokenizer: of the network that it will help; its words must be spelled by that alphabet.
+
+    Raises LanguageModelError.
+    """
+
+    def __init__(self, path, tokenizer: CharTokenizer):
+        self.path, self.tokenizer = Path(path), tokenizer
+        self.model = load_kenlm(self.path)
+        self.order = self.model.order
+        self.over_characters = SPACE in self.model
+        self.words = read_words(self.path)  # None where nothing lists them
+        if self.words is not None:
+            self.words = check_words(self.path, self.words, tokenizer)
+
+    def units(self, text: str) -> list[str]:
+        """What the n-gram predicts one by one: words, or characters with `<space>`."""
+        return [SPACE if char == " " else char for char in text] if self.over_characters else text.split()
+
+    def log_prob(self, text: str) -> float:
+        """Natural log P(text and its end)."""
+        return LN10 * self.model.score(" ".join(self.units(text)), bos=True, eos=True)
+
+    def step(self, rows: int) -> tuple[Step, list["_Place"]]:
+        """The n-gram as a step function of `beam_search` over `rows` hypotheses, and its first state.
+
+        An n-gram over words says nothing inside a word, and log P(word) where a space or the end closes it.
+        """
+        import kenlm
+
+        begin = kenlm.State()
+        self.model.BeginSentenceWrite(begin)
+        score = self._next_character if self.over_characters else self._next_boundary
+
+        def step(tokens: Tensor, state: list[_Place]) -> tuple[Tensor, list[_Place]]:
+            after = [self._advance(place, token) for place, token in zip(state, tokens.tolist(), strict=True)]
+            scores = torch.zeros(len(after), self.tokenizer.size, dtype=torch.float64)
+            for row, place in zip(scores, after, strict=True):
+                score(row, place)
+            return scores.to(tokens.device), after
+
+        return step, [_Place(begin, "")] * rows
+
+    def _advance(self, place: "_Place", token: int) -> "_Place":
+        char = self.tokenizer.decode([token])
+        if self.over_characters:
+            return self._after(place, SPACE if char == " " else char)[0] if char else place
+        if char == " ":
+            return self._after(place, place.word)[0] if place.word else place
+        return place._replace(word=place.word + char)
+
+    def _after(self, place: "_Place", unit: str) -> tuple["_Place", float]:
+        """The place after one more unit, and natural log P(unit)."""
+        import kenlm
+
+        state = kenlm.State()
+        return _Place(state, ""), LN10 * self.model.BaseScore(place.state, unit, state)
+
+    def _next_character(self, row: Tensor, place: "_Place") -> None:
+        for token, char in enumerate(self.tokenizer.alphabet, start=1):
+            row[token] = self._after(place, SPACE if char == " " else char)[1]
+        row[self.tokenizer.eos] = self._after(place, "</s>")[1]
+
+    def _next_boundary(self, row: Tensor, place: "_Place") -> None:
+        closed, score = self._after(place, place.word) if place.word else (place, 0.0)
+        if " " in self.tokenizer.alphabet:
+            row[self.tokenizer.encode(" ")[0]] = score
+        row[self.tokenizer.eos] = score + self._after(closed, "</s>")[1]
+
+class _Place(NamedTuple):
+    """Where a hypothesis stands: KenLM's state, and the word under way (of an n-gram over words)."""
+
+    state: object
+    word: str
+
+
+def load_kenlm(path):
+    """The `kenlm.Model` of a file. Raises LanguageModelError."""
+    try:
+        import kenlm
+    except ImportError:
+        raise LanguageModelError(path, MISSING) from None
+    config = kenlm.Config()
+    config.show_progress = False
+    config.arpa_complain = kenlm.ARPALoadComplain.NONE
+    with unpacked(path) as plain:
+        try:
+            return kenlm.Model(plain, config)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LanguageModelError(path, f"not a whole ARPA or KenLM file ({reason})") from None
+
+
+@contextmanager
+def unpacked(path) -> Iterator[str]:
+    """The path of a plain file: a `.gz` is unpacked into a temporary one. Raises LanguageModelError."""
+    path = Path(path)
+    if not path.is_file():
+        raise LanguageModelError(path, "no such language model")
+    if path.suffix != ".gz":
+        yield str(path)
+        return
+    with tempfile.NamedTemporaryFile(suffix=path.with_suffix("").suffix) as plain:
+        try:
+            with gzip.open(path) as packed:
+                shutil.copyfileobj(packed, plain)
+        except (OSError, EOFError, zlib.error) as error:
+            raise LanguageModelError(path, f"cannot be unpacked ({error})") from None
+        plain.flush()
+        yield plain.name
+
+
+def read_words(path) -> list[str] | None:
+    """The words of an n-gram: the unigrams of an ARPA file, or the lines of `NAME.words` beside a binary one.
+
+    None where a binary file has no such list. Raises LanguageModelError.
+    """
+    path = Path(path)
+    beside = path.with_suffix(".words")
+    if beside.is_file():
+        return [word for line in beside.read_text(encoding="utf-8").splitlines() if (word := line.strip())]
+    with unpacked(path) as plain, open(plain, "rb") as file:
+        if not file.read(64).lstrip().startswith(b"\\data\\"):
+            return None
+        file.seek(0)
+        words, inside = [], False
+        for line in file:
+            if line.startswith(b"\\"):
+                if inside:
+                    break
+                inside = line.startswith(b"\\1-grams:")
+            elif inside and len(fields := line.split()) >= 2:
+                words.append(fields[1].decode("utf-8", "replace"))
+    return words
+
+
+def check_words(path, words: list[str], tokenizer: CharTokenizer) -> list[str]:
+    """The words that the alphabet can spell, without sentence symbols; says how many it cannot.
+
+    Raises LanguageModelError where most cannot be spelled, and says so if their case is the reason.
+    """
+    words = [word for word in words if word not in (SPACE, *SYMBOLS)]
+    spelled = [word for word in words if not tokenizer.unknown(word)]
+    missing = len(words) - len(spelled)
+    if missing * 2 > len(words):
+        other_case = sum(not tokenizer.unknown(word.swapcase()) for word in words)
+        advice = f"; {other_case:,} can in the other case" if other_case > len(spelled) else ""
+        raise LanguageModelError(path, f"the network's alphabet cannot spell {missing:,} of its {len(words):,} words"
+                                       f"{advice}")
+    if missing:
+        print(f"{path}: {missing:,} of {len(words):,} words are outside the network's alphabet", file=sys.stderr)
+    return spelled
