@@ -2,45 +2,92 @@
 """Transcribes audio files.
 
     python inference.py --checkpoint X.ckpt --audio a.wav
-    python inference.py --checkpoint X.ckpt --audio b.flac recordings/ --output_format json --output_dir out
+    python inference.py --checkpoint X.ckpt --audio b.flac recordings/ --output_format srt --output_dir out
+    python inference.py --checkpoint X.ckpt --audio a.wav --decoder beam --lm X.arpa
+    arecord -f S16_LE -r 16000 -t raw | python inference.py --checkpoint X.ckpt --stream
 
-The exit status is 0 where every file was transcribed, 1 where some could not be, 2 where a flag or the
-checkpoint is wrong.
+The exit status is 0 where every file was transcribed, 1 where some could not be, 2 where a flag, the
+checkpoint or the language model is wrong.
 """
 
 import argparse
+import glob
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from models import Recognizer
-from utils.audio import EXTENSIONS, SAMPLE_RATE, AudioError, load_audio
+from models import Recognizer, Transcriber
+from utils.audio import EXTENSIONS, AudioError, probe_seconds
 from utils.checkpoint import CheckpointError
-from utils.cli import OneLineParser, UsageError, fail, positive_int
-from utils.writers import WRITERS, Transcript, Writer
+from utils.cli import (
+    OneLineParser,
+    UsageError,
+    add_constructor_flags,
+    config_arguments,
+    fail,
+    positive_float,
+    positive_int,
+)
+from utils.decoding import Decoding
+from utils.ngram import LanguageModelError
+from utils.transcript import Transcript
+from utils.writers import WRITERS, Writer
+
+STDIN = "-"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag."""
+    parser = OneLineParser(prog="inference.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint that train.py wrote")
+    parser.add_argument("--audio", nargs="+", default=[], help="files, folders, patterns, or - for standard input")
+    parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=False,
+                        help="text as it comes, of WAV or raw 16 kHz 16-bit mono audio on standard input")
+    parser.add_argument("--output_format", choices=[*sorted(WRITERS), "all"], default="txt", help="of each transcript")
+    parser.add_argument("--output_dir", type=Path, help="one file a recording there, in place of standard output")
+    parser.add_argument("--batch_size", type=positive_int, default=8, help="windows of 36 s at a time")
+    parser.add_argument("--segment_seconds", type=positive_float, default=15.0,
+                        help="longest piece for an attention model: about the longest that it was trained on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
+    parser.add_argument("--config", help="YAML file of flags, such as `python -m utils.lm tune` writes")
+    add_constructor_flags(parser, Decoding, title="decoding", aliases={"beam_size": "beam_width"})
+    return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Raises UsageError."""
-    parser = OneLineParser(prog="inference.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint that train.py wrote")
-    parser.add_argument("--audio", required=True, nargs="+", help="files, or folders to search for audio files")
-    parser.add_argument("--output_format", choices=sorted(WRITERS), default="txt", help="of each transcript")
-    parser.add_argument("--output_dir", type=Path, help="one file a recording there, in place of standard output")
-    parser.add_argument("--batch_size", type=positive_int, default=8, help="files at a time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
-    return parser.parse_args(argv)
+    """Flags and the config file, the command line winning. Raises UsageError."""
+    argv = sys.argv[1:] if argv is None else argv
+    first = OneLineParser(add_help=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    parser = build_parser()
+    args = parser.parse_args((config_arguments(config, parser) if config else []) + argv)
+    if bool(args.audio) == args.stream:
+        raise UsageError("give either --audio FILES or --stream")
+    if args.output_format == "all" and not args.output_dir:
+        raise UsageError("--output_format all needs --output_dir")
+    return args
+
+
+def decoding(args: argparse.Namespace) -> Decoding:
+    """The decoding flags. Raises UsageError."""
+    try:
+        return Decoding(**{field.name: getattr(args, field.name) for field in fields(Decoding)})
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_audio(arguments: list[str]) -> list[str]:
-    """Files as they are given, and the sound files in folders, sorted.
+    """Files as they are given, those that patterns match, and the sound files in folders, sorted.
 
     A path that does not exist stays in the list: reading it says so, and the others go on.
     """
@@ -52,59 +99,96 @@ def find_audio(arguments: list[str]) -> list[str]:
                 raise UsageError(f"--audio {argument}: no {', '.join(EXTENSIONS)} in this folder")
             paths += found
         else:
-            paths.append(argument)
-    return paths
+            matches = [] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
+            paths += matches or [argument]
+    return list(dict.fromkeys(paths))
 
 
-def read_batches(paths: list[str], size: int, failed: list[str]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Waveforms, `size` at a time; a file that cannot be read is named on standard error and in `failed`."""
-
-    def readable():
-        for path in paths:
-            try:
-                yield path, load_audio(path)
-            except AudioError as error:
-                print(f"inference.py: {error}", file=sys.stderr)
-                failed.append(path)
-
-    waveforms = readable()
-    while batch := list(islice(waveforms, size)):
-        yield batch
-
-
-def transcribe(network: Recognizer, paths: list[str], size: int, failed: list[str]) -> Iterator[Transcript]:
-    """The transcript of each file that can be read, in order."""
-    for batch in read_batches(paths, size, failed):
-        texts = network.transcribe([waveform for _, waveform in batch])
-        for (path, waveform), text in zip(batch, texts, strict=True):
-            yield Transcript(path, text, round(len(waveform) / SAMPLE_RATE, 3))
-
-
-def output_paths(paths: list[str], folder: Path, writer: Writer) -> dict[str, Path]:
-    """The file of each recording. Raises UsageError where two recordings would share one."""
-    targets = {path: folder / f"{Path(path).stem}.{writer.extension}" for path in paths}
-    shared = [name for name, count in Counter(targets.values()).items() if count > 1]
+def output_paths(paths: list[str], folder: Path, writers: list[Writer]) -> dict[str, list[Path]]:
+    """The files of each recording, one a format. Raises UsageError where two recordings would share one."""
+    stems = {path: "stdin" if path == STDIN else Path(path).stem for path in paths}
+    shared = [stem for stem, count in Counter(stems.values()).items() if count > 1]
     if shared:
-        raise UsageError(f"--output_dir: several recordings would be written to {shared[0]}; transcribe them apart")
-    return targets
+        raise UsageError(f"--output_dir: several recordings would be written to {folder / shared[0]}.*; "
+                         "transcribe them apart")
+    return {path: [folder / f"{stem}.{writer.extension}" for writer in writers] for path, stem in stems.items()}
 
 
 def write(transcripts: Iterator[Transcript], paths: list[str], args: argparse.Namespace) -> None:
-    """To standard output, a line a file, named where there are several; or to a file each."""
-    writer = WRITERS[args.output_format]
+    """To standard output, named where there are several; or to files."""
+    writers = list(WRITERS.values()) if args.output_format == "all" else [WRITERS[args.output_format]]
     if args.output_dir:
-        targets = output_paths(paths, args.output_dir, writer)
+        targets = output_paths(paths, args.output_dir, writers)
         args.output_dir.mkdir(parents=True, exist_ok=True)
+        for transcript in transcripts:
+            for target, writer in zip(targets[transcript.audio], writers, strict=True):
+                write_whole(target, writer.header + writer.format(transcript) + "\n")
+        return
+    writer, several = writers[0], len(paths) > 1
+    if several and writer.extension in ("srt", "vtt"):
+        raise UsageError(f"--output_format {writer.extension}: several recordings need --output_dir")
+    sys.stdout.write(writer.header)
     for transcript in transcripts:
-        line = writer.format(transcript)
-        if args.output_dir:
-            target = targets[transcript.audio]
-            beside = target.with_name(f".{target.name}.part")
-            beside.write_text(line + "\n", encoding="utf-8")
-            beside.replace(target)
-        else:
-            named = len(paths) > 1 and args.output_format == "txt"
-            print(f"{transcript.audio}: {line}" if named else line, flush=True)
+        lines = writer.format(transcript)
+        if several and writer.extension == "txt":
+            lines = "\n".join(f"{transcript.audio}: {line}" for line in lines.split("\n"))
+        if lines or writer.extension != "tsv":
+            print(lines, flush=True)
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Beside and then into place, so that nobody finds half a file."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(content, encoding="utf-8")
+    beside.replace(path)
+
+
+def transcribe(transcriber: Transcriber, paths: list[str], failed: list[str]) -> Iterator[Transcript]:
+    """The transcript of each file that can be read, in order, with a progress bar on a terminal.
+
+    A file that cannot be read is named on standard error and in `failed`.
+    """
+    from tqdm import tqdm
+
+    def refuse(error: AudioError) -> None:
+        tqdm.write(f"inference.py: {names[error.path]}: {error.reason}", file=sys.stderr)
+        failed.append(error.path)
+
+    total = sum(map(seconds_of, paths)) if sys.stderr.isatty() else None
+    with readable(paths) as names, tqdm(total=total, unit="s of audio", leave=False, disable=total is None) as bar:
+        for transcript in transcriber.transcribe_all(names, refuse, lambda seconds: bar.update(round(seconds))):
+            yield transcript._replace(audio=names[transcript.audio])
+
+
+def seconds_of(path: str) -> int:
+    """Duration for the progress bar, 0 for what cannot be read."""
+    try:
+        return round(probe_seconds(path))
+    except AudioError:
+        return 0
+
+
+@contextmanager
+def readable(paths: list[str]) -> Iterator[dict[str, str]]:
+    """Paths that can be read, and the names to show; standard input is kept in a file meanwhile."""
+    with tempfile.NamedTemporaryFile() as spooled:
+        if STDIN in paths:
+            shutil.copyfileobj(sys.stdin.buffer, spooled)
+            spooled.flush()
+        yield {spooled.name if path == STDIN else path: path for path in paths}
+
+
+def stream(transcriber: Transcriber) -> None:
+    """Text as it comes, of standard input. Raises UsageError where the network cannot."""
+    from models.streaming import StreamingError, StreamingRecognizer, read_stream
+
+    try:
+        recognizer = StreamingRecognizer(transcriber.network)
+        for samples in read_stream(sys.stdin.buffer):
+            print(recognizer.feed(samples), end="", flush=True)
+    except StreamingError as error:
+        raise UsageError(f"--stream: {error}") from None
+    print(recognizer.finish(), flush=True)
 
 
 def load_network(args: argparse.Namespace) -> Recognizer:
@@ -119,15 +203,19 @@ def load_network(args: argparse.Namespace) -> Recognizer:
 
 def main(argv: list[str] | None = None) -> None:
     """Leaves with the exit status that the module states."""
+    failed: list[str] = []
     try:
         args = parse_arguments(argv)
         if args.threads:
             torch.set_num_threads(args.threads)
-        paths = list(dict.fromkeys(find_audio(args.audio)))
-        network = load_network(args)
-        failed: list[str] = []
-        write(transcribe(network, paths, args.batch_size, failed), paths, args)
-    except (UsageError, CheckpointError) as error:
+        paths = find_audio(args.audio)
+        with Transcriber(load_network(args), decoding(args), batch_size=args.batch_size,
+                         segment_seconds=args.segment_seconds) as transcriber:
+            if args.stream:
+                stream(transcriber)
+            else:
+                write(transcribe(transcriber, paths, failed), paths, args)
+    except (UsageError, CheckpointError, LanguageModelError, ImportError) as error:
         fail("inference.py", error)
     except OSError as error:
         fail("inference.py", f"{error.filename or args.output_dir}: {error.strerror}")

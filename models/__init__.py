@@ -3,5 +3,6 @@
 from models.deepspeech2 import DeepSpeech2
 from models.las import LAS
 from models.recognizer import Recognizer
+from models.transcriber import Transcriber
 
-__all__ = ["LAS", "DeepSpeech2", "Recognizer"]
+__all__ = ["LAS", "DeepSpeech2", "Recognizer", "Transcriber"]

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from models.features import Normalization
-from models.layers import LookaheadConv, Norm, RecurrentLayer, ResCNN, RNNType, length_mask, mask_frames
+from models.layers import LookaheadConv, Norm, RecurrentLayer, ResCNN, RNNType, mask_frames
 from models.mingru import ScanSpace
 from models.recognizer import Recognizer
 from utils.batch import Batch
 from utils.ctc import greedy_decode
-from utils.decoding import Candidate, Decoder
+from utils.decoding import Decoder
 from utils.text import ENGLISH
+from utils.transcript import Candidate, Word
 
 
 class Encoding(NamedTuple):
@@ -104,15 +105,22 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
 
     def decode(self, encoding: Encoding) -> list[str]:
         """Greedy best path over valid frames."""
-        return [self.text(path) for path in greedy_decode(*self.ctc_log_probs(encoding), blank=self.tokenizer.blank)]
+        paths = greedy_decode(*self.ctc_log_probs(encoding), blank=self.tokenizer.blank)
+        return [self.tokenizer.text(path) for path in paths]
 
     def search(self, encoding: Encoding, decoder: Decoder) -> list[list[Candidate]]:
         """Greedy best path, or prefix beam search with an n-gram."""
-        log_probs, lengths = self.ctc_log_probs(encoding)
-        if decoder.options.decoder == "beam":
-            return [[Candidate(*pair) for pair in found] for found in decoder.ctc_beam(log_probs, lengths)]
-        scores = log_probs.amax(dim=-1).masked_fill(~length_mask(lengths, log_probs.shape[1]), 0.0).sum(dim=1)
-        return [[Candidate(text, score)] for text, score in zip(self.decode(encoding), scores.tolist(), strict=True)]
+        return decoder.search_ctc(*self.ctc_log_probs(encoding))
+
+    def align(self, encoding: Encoding, texts: list[str]) -> list[list[Word]]:
+        """Words by forced alignment; a text with more characters than CTC has frames for has none."""
+        outputs = zip(*self.ctc_log_probs(encoding), texts, strict=True)
+        return [self.align_ctc(log_probs[:length], text) or [] for log_probs, length, text in outputs]
+
+    @property
+    def ctc_frame_samples(self) -> int:
+        """The features' hop times the stride of the convolutions."""
+        return self.features.hop * self.cnn.time_stride
 
     def views(self, batch: Batch) -> dict[str, list[Tensor]]:
         """CTC `posteriors`: (T, V) log-probabilities of each utterance."""

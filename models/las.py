@@ -16,18 +16,21 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from models.attention import ATTENTIONS, AttentionType, Memory, near_diagonal
 from models.features import Normalization
 from models.layers import VGG, Recurrence, ResCNN, halve, length_mask, mask_frames
 from models.recognizer import Recognizer
+from utils.alignment import join_words
 from utils.audio import SAMPLE_RATE
 from utils.batch import Batch
 from utils.beam_search import Hypothesis, beam_search, weighted_sum
 from utils.ctc import prefix_step
-from utils.decoding import Candidate, Decoder, Decoding
+from utils.decoding import Decoder, Decoding
 from utils.ngram import NGram
 from utils.text import ENGLISH
+from utils.transcript import Candidate, Word
 
 Frontend = Literal["none", "vgg", "rescnn"]
 CHARACTERS_A_SECOND = 30  # no speech is quicker; it bounds a hypothesis that repeats itself
@@ -235,6 +238,8 @@ class LAS(Recognizer, name="las"):
         alphabet: the characters that the network can write, each once.
     """
 
+    spells = True
+
     def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
                  normalization: Normalization = "utterance", freq_masks: int = 2, freq_width: int = 27,
                  time_masks: int = 2, time_width: int = 100, time_share: float = 0.2,
@@ -326,12 +331,12 @@ class LAS(Recognizer, name="las"):
 
     def max_tokens(self, encoding: Listening) -> Tensor:
         """(B,) most characters that utterances of such lengths can hold."""
-        seconds = encoding.ctc_lengths * (self.features.hop / SAMPLE_RATE * self.listener.ctc_reduction)
+        seconds = encoding.ctc_lengths * (self.ctc_frame_samples / SAMPLE_RATE)
         return (seconds * CHARACTERS_A_SECOND).long() + 1
 
     def decode(self, encoding: Listening) -> list[str]:
         """Greedy: the likeliest character at each step."""
-        return [self.text(best.tokens) for best, in self._beam_search(encoding, Decoding(), None)]
+        return [self.tokenizer.text(best.tokens) for best, in self._beam_search(encoding, Decoding(), None)]
 
     def search(self, encoding: Listening, decoder: Decoder) -> list[list[Candidate]]:
         """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (equation 15).
@@ -341,10 +346,10 @@ class LAS(Recognizer, name="las"):
         options, lm = decoder.options, decoder.ngram
         if lm is None or options.lm_fusion == "shallow":
             found = self._beam_search(encoding, options, lm)
-            return [[Candidate(self.text(h.tokens), h.score) for h in hypotheses] for hypotheses in found]
+            return [[Candidate(self.tokenizer.text(h.tokens), h.score) for h in hypotheses] for hypotheses in found]
         found = self._beam_search(encoding, replace(options, nbest=options.beam_size), None)
         ranked = [sorted((Candidate(text, h.score + options.alpha * lm.log_prob(text)) for h in hypotheses
-                          for text in [self.text(h.tokens)]), key=lambda c: -c.score) for hypotheses in found]
+                          for text in [self.tokenizer.text(h.tokens)]), key=lambda c: -c.score) for hypotheses in found]
         return [candidates[: options.nbest] for candidates in ranked]
 
     def _beam_search(self, encoding: Listening, options: Decoding, lm: NGram | None) -> list[list[Hypothesis]]:
@@ -372,6 +377,34 @@ class LAS(Recognizer, name="las"):
             start=self.tokenizer.sos, eos=self.tokenizer.eos, max_tokens=self.max_tokens(encoding), beam_size=size,
             nbest=options.nbest, length_power=options.length_power if size > 1 else 0.0,
             penalty=penalty if options.coverage_weight and weight < 1 else None)
+
+    def align(self, encoding: Listening, texts: list[str]) -> list[list[Word]]:
+        """Words by forced alignment where there is CTC and it can spell the text, else by attention."""
+        by_attention = self._align_by_attention(encoding, texts)
+        if self.ctc is None:
+            return by_attention
+        aligned = [self.align_ctc(log_probs[:length], text)
+                   for log_probs, length, text in zip(*self.ctc_log_probs(encoding), texts, strict=True)]
+        return [found if words is None else words for words, found in zip(aligned, by_attention, strict=True)]
+
+    def _align_by_attention(self, encoding: Listening, texts: list[str]) -> list[list[Word]]:
+        """A character is where its attention is centred, and lasts as long as an encoder frame."""
+        tokens = [torch.tensor(self.tokenizer.encode(text), device=encoding.frames.device) for text in texts]
+        batch = Batch(None, None, pad_sequence(tokens, batch_first=True).long(), None, texts, texts, [])
+        log_probs, weights = self.spell(encoding, batch)
+        frames = torch.arange(weights.shape[2], device=weights.device, dtype=weights.dtype)
+        seconds = self.ctc_frame_samples / SAMPLE_RATE * 2 ** (len(self.listener.pyramid) - self.listener.ctc_layers)
+        centres = ((weights @ frames) * seconds).tolist()  # (B, U + 1)
+        found = []
+        for text, token, scores, centre in zip(texts, tokens, log_probs, centres, strict=True):
+            scores = scores[: len(token)].gather(1, token[:, None])[:, 0].tolist()
+            found.append(join_words(text, [(c - seconds / 2, c + seconds / 2) for c in centre], scores))
+        return found
+
+    @property
+    def ctc_frame_samples(self) -> int:
+        """The features' hop times the frames that the listener joins below CTC."""
+        return self.features.hop * self.listener.ctc_reduction
 
     def views(self, batch: Batch) -> dict[str, list[Tensor]]:
         """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""

@@ -112,6 +112,7 @@ class ResCNN(nn.Module):
 
     def __init__(self, channels: int, n_mels: int, blocks: int, *, time_stride: int, dropout: float):
         super().__init__()
+        self.time_stride = time_stride
         self.stem = ConvStem(channels, time_stride)
         bins = self.stem.output_length(n_mels)
         self.blocks = nn.ModuleList(ResidualCNN(channels, bins, dropout) for _ in range(blocks))

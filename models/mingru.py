@@ -128,14 +128,13 @@ class MinGRU(nn.Module):
         self.scan = scan
         self.linear = nn.Linear(input_size, 2 * hidden_size)  # rows: Linear_z, then Linear_h
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, input) to (B, T, H) states in x's precision, and the last state, (B, H) float32."""
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, input) to (B, T, H) states in x's precision, and the last state, (B, H) float32.
+
+        With the (B, H) `state` before the first frame it goes on from there, step by step.
+        """
         k, v = self.linear(x).chunk(2, dim=-1)
         with torch.autocast(x.device.type, enabled=False):
-            h = SCANS[self.scan](k.float(), v.float())
+            k, v = k.float(), v.float()
+            h = SCANS[self.scan](k, v) if state is None else sequential(k, v, state)
         return h.to(k.dtype), h[:, -1]
-
-    def step(self, x: Tensor, h: Tensor) -> Tensor:
-        """One frame, (B, input), and the state before it, (B, H), to the state after it."""
-        k, v = self.linear(x).chunk(2, dim=-1)
-        return torch.lerp(h, g(v.float()), torch.sigmoid(k.float()))

@@ -11,11 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.features import LogMel, Normalization
 from models.specaugment import SpecAugment
-from utils.audio import SILENCE
+from utils.alignment import align_ctc
+from utils.audio import SAMPLE_RATE, SILENCE
 from utils.batch import Batch
 from utils.checkpoint import CheckpointError, read_checkpoint
-from utils.decoding import Candidate, Decoder
+from utils.decoding import Decoder
 from utils.text import ENGLISH, CharTokenizer
+from utils.transcript import Candidate, Word
 
 
 class Recognizer(nn.Module, ABC):
@@ -28,6 +30,7 @@ class Recognizer(nn.Module, ABC):
 
     registry: dict[str, type["Recognizer"]] = {}
     losses: tuple[str, ...] = ("loss",)  # the names of what `loss` returns
+    spells = False  # whether text comes from a decoder over characters, in place of CTC
 
     def __init_subclass__(cls, *, name: str, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -80,6 +83,15 @@ class Recognizer(nn.Module, ABC):
     def output_frames(self, samples: int) -> int:
         """Frames of CTC that an utterance of so many samples has, by the layers' own arithmetic."""
 
+    @property
+    @abstractmethod
+    def ctc_frame_samples(self) -> int:
+        """Samples between neighbouring frames of CTC; frame t is centred on sample t times as many."""
+
+    @abstractmethod
+    def align(self, encoding: NamedTuple, texts: list[str]) -> list[list[Word]]:
+        """The words of each utterance's text with times in seconds and confidences."""
+
     def schedule(self, steps: int) -> None:
         """Called before each training step with the optimiser steps so far, for what changes with them."""
 
@@ -91,9 +103,9 @@ class Recognizer(nn.Module, ABC):
         return F.ctc_loss(log_probs.transpose(0, 1), batch.tokens, lengths, batch.token_counts,
                           blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
 
-    def text(self, tokens: list[int]) -> str:
-        """Tokens to words with single spaces."""
-        return " ".join(self.tokenizer.decode(tokens).split())
+    def align_ctc(self, log_probs: Tensor, text: str) -> list[Word] | None:
+        """The words of a text by forced alignment to (T, V) CTC log-probabilities; None where they are too few."""
+        return align_ctc(log_probs, text, self.tokenizer, self.ctc_frame_samples / SAMPLE_RATE)
 
     def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, F) log-mel features in the weights' precision, masked by SpecAugment while training, and lengths."""

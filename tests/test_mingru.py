@@ -76,7 +76,7 @@ def test_step_is_the_parallel_form():
     expected, last = layer(x)
     h = torch.zeros(2, 5)
     for t in range(x.shape[1]):
-        h = layer.step(x[:, t], h)
+        h = layer(x[:, t : t + 1], h)[1]
         torch.testing.assert_close(h, expected[:, t], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(h, last)
 

@@ -1,6 +1,7 @@
 """Sound files to 16 kHz mono float32, and what can be wrong with them."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import soundfile
@@ -31,17 +32,35 @@ def load_audio(path, *, sample_rate: int = SAMPLE_RATE) -> Tensor:
     Returns (S,) float32 at `sample_rate`, the mean of the channels.
     Raises AudioError for a missing, unreadable, truncated, empty or non-finite file.
     """
+    windows = list(read_windows(path, step=None, sample_rate=sample_rate))
+    return windows[0]
+
+
+def read_windows(path, *, step: int | None, overlap: int = 0, sample_rate: int = SAMPLE_RATE) -> Iterator[Tensor]:
+    """A file of any length in bounded memory, as windows that begin every `step` seconds.
+
+    Each is (S,) float32 at `sample_rate` and lasts `step + overlap` seconds, the last one less. Whole
+    seconds, so that windows begin on a sample at every rate. A step of None reads the file as one.
+    Raises AudioError as `load_audio` does, where the fault stands.
+    """
     with _open(path) as sound:
-        try:
-            samples = sound.read(sound.frames, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(path, _reason(error)) from None
-        if len(samples) < sound.frames:
-            raise AudioError(path, f"truncated: {len(samples)} of {sound.frames} samples")
-        if not _container_is_whole(path, sound):
-            raise AudioError(path, "truncated: it ends before its header says")
-        rate = sound.samplerate
-    return from_samples(samples, rate, name=path, sample_rate=sample_rate)
+        rate, read = sound.samplerate, 0
+        size = sound.frames if step is None else (step + overlap) * rate
+        kept = np.empty((0, sound.channels), dtype=np.float32)
+        while read < sound.frames or not read:
+            wanted = min(size - len(kept), sound.frames - read)
+            try:
+                fresh = sound.read(wanted, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise AudioError(path, _reason(error)) from None
+            read += len(fresh)
+            if len(fresh) < wanted:
+                raise AudioError(path, f"truncated: {read} of {sound.frames} samples")
+            if read == sound.frames and not _container_is_whole(path, sound):
+                raise AudioError(path, "truncated: it ends before its header says")
+            window = np.concatenate([kept, fresh])
+            yield from_samples(window, rate, name=path, sample_rate=sample_rate)
+            kept = window[len(window) - overlap * rate :]
 
 
 def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: int = SAMPLE_RATE) -> Tensor:

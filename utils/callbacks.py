@@ -68,15 +68,16 @@ class Samples(Callback):
         self.folder, self.count = folder, count
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        """The dev loader is in a fixed order, so its last short batches are the same utterances always."""
-        if dataloader_idx == 0 and not trainer.sanity_checking and trainer.is_global_zero:
-            self._last = batch, outputs
+        """The dev loader is sorted by duration, so its middle batch holds the same ordinary utterances always."""
+        middle = batch_idx == trainer.num_val_batches[0] // 2
+        if dataloader_idx == 0 and middle and not trainer.sanity_checking and trainer.is_global_zero:
+            self._shown = batch, outputs
 
     def on_validation_epoch_end(self, trainer, module) -> None:
         """Writes `samples.txt`, one PNG a kind of view, and the same to the logger."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        batch, hypotheses = self._last
+        batch, hypotheses = self._shown
         batch = Batch(*(part[: self.count] for part in batch))
         rows = [list(row) for row in zip(batch.ids, batch.texts, hypotheses, strict=False)]
         log_table(trainer.logger, "samples", ["id", "reference", "hypothesis"], rows, trainer.global_step)

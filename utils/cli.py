@@ -25,7 +25,8 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def add_constructor_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+def add_constructor_flags(parser: argparse.ArgumentParser, cls: type, *, title: str = "",
+                          aliases: dict[str, str] | None = None) -> None:
     """One flag for each keyword-only argument of `cls`, with its type, choices, default and help.
 
     Understood are int, float, str, bool, Literal and list of these; the help is the argument's
@@ -33,12 +34,13 @@ def add_constructor_flags(parser: argparse.ArgumentParser, cls: type) -> None:
     """
     helps = dict(re.findall(r"^\s{8}(\w+): (.+)$", cls.__doc__ or "", flags=re.MULTILINE))
     hints = typing.get_type_hints(cls.__init__)
-    group = parser.add_argument_group(f"model: {cls.__name__}")
+    group = parser.add_argument_group(title or f"model: {cls.__name__}")
     for parameter in inspect.signature(cls.__init__).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             name, default = parameter.name, parameter.default
             help_text = helps.get(name, "").replace("%", "%%") or None
-            group.add_argument(f"--{name}", default=default, help=help_text, **_flag_type(hints[name]))
+            names = [f"--{one}" for one in (name, (aliases or {}).get(name)) if one]
+            group.add_argument(*names, default=default, help=help_text, **_flag_type(hints[name]))
 
 
 def _flag_type(hint) -> dict:

@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from torch import Tensor
+
+from utils.ctc import greedy_decode
 from utils.ctc_beam import CTCBeamSearch
 from utils.ngram import NGram
 from utils.text import CharTokenizer
-
-
-class Candidate(NamedTuple):
-    """One of the best texts of an utterance."""
-
-    text: str
-    score: float  # what the search ranked it by, a natural logarithm
+from utils.transcript import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +89,14 @@ class Decoder:
     def ctc_beam(self) -> CTCBeamSearch:
         """The search over frames of CTC."""
         return CTCBeamSearch(self.options, self.tokenizer)
+
+    def search_ctc(self, log_probs: Tensor, lengths: Tensor) -> list[list[Candidate]]:
+        """The best texts of (B, T, C) CTC log-probabilities with (B,) lengths, best first."""
+        if self.options.decoder == "beam":
+            return [[Candidate(*pair) for pair in found] for found in self.ctc_beam(log_probs, lengths)]
+        paths = greedy_decode(log_probs, lengths, blank=self.tokenizer.blank)
+        scores = [float(one[:length].amax(dim=1).sum()) for one, length in zip(log_probs, lengths, strict=True)]
+        return [[Candidate(self.tokenizer.text(path), score)] for path, score in zip(paths, scores, strict=True)]
 
     def __enter__(self) -> "Decoder":
         return self

@@ -45,6 +45,10 @@ class CharTokenizer:
         """The characters of `tokens`; blank and sentence symbols stand for nothing."""
         return "".join(self.alphabet[t - 1] for t in tokens if 0 < t < self.ctc_size)
 
+    def text(self, tokens: list[int]) -> str:
+        """The words of `tokens` with single spaces."""
+        return " ".join(self.decode(tokens).split())
+
 
 def ctc_frames_needed(tokens: list[int]) -> int:
     """Fewest output frames that CTC can spell `tokens` in: repeats need a blank between them."""

@@ -1,0 +1,96 @@
+"""Text as the sound comes equals the text of the whole recording."""
+
+import io
+import wave
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEECH, TINY, tiny_network
+
+import inference
+from models import Recognizer
+from models.streaming import StreamingError, StreamingRecognizer, read_stream
+from utils.audio import load_audio
+
+
+def causal_network(**options) -> Recognizer:
+    torch.manual_seed(0)
+    network = Recognizer.build("deepspeech2", **{**TINY["deepspeech2"], "bidirectional": False,
+                                                 "normalization": "global", **options}).eval()
+    with torch.no_grad():  # an untrained network writes blanks only; this one writes
+        network.head[-1].weight.mul_(20) if isinstance(network.head, torch.nn.Sequential) else network.head.weight.mul_(20)
+    return network
+
+
+@pytest.mark.parametrize("chunk", [160, 1_777, 4_000, 40_000])
+@pytest.mark.parametrize("options", [{"rnn_type": "mingru"}, {"rnn_type": "gru", "time_stride": 4, "lookahead": 5},
+                                     {"rnn_type": "lstm", "lookahead": 0, "cnn_layers": 2}], ids=str)
+def test_a_stream_gives_the_text_of_the_whole(options, chunk):
+    network, waveform = causal_network(**options), load_audio(SPEECH[0])
+    expected, = network.transcribe([waveform])
+    recognizer, text, fed = StreamingRecognizer(network), "", 0
+    for part in waveform.split(chunk):
+        text, fed = text + recognizer.feed(part), fed + len(part)
+        heard = recognizer.done * recognizer.frame  # samples whose frames went through the recurrent layers
+        assert heard > fed - recognizer.frame * (recognizer.context + 1), "later than the stated latency"
+    assert len(expected) > 10
+    assert (text + recognizer.finish()).strip() == expected
+
+
+@pytest.mark.parametrize("samples", [0, 1, 159, 700])
+def test_short_streams(samples):
+    network = causal_network(rnn_type="mingru")
+    recognizer = StreamingRecognizer(network)
+    waveform = 0.1 * torch.randn(samples)
+    text = recognizer.feed(waveform) + recognizer.finish()
+    assert text.strip() == (network.transcribe([waveform])[0] if samples else "")
+
+
+def test_memory_does_not_grow():
+    """Ten times as long a stream keeps no more samples and states."""
+    recognizer = StreamingRecognizer(causal_network(rnn_type="mingru"))
+    kept = []
+    for _ in range(100):
+        recognizer.feed(0.1 * torch.randn(4_000))
+        kept.append(len(recognizer.samples) + recognizer.waiting.numel())
+    assert max(kept[50:]) <= max(kept[:50])
+
+
+@pytest.mark.parametrize(("variant", "message"), [
+    ("mingru", "train with --no-bidirectional --normalization global"), ("las", "train --model deepspeech2")])
+def test_networks_that_need_the_whole_are_refused(variant, message):
+    with pytest.raises(StreamingError, match=message):
+        StreamingRecognizer(tiny_network(variant))
+
+
+def wav(samples: np.ndarray, rate: int, channels: int = 1) -> bytes:
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setparams((channels, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return content.getvalue()
+
+
+def test_raw_and_wav_streams_are_the_same():
+    samples = (load_audio(SPEECH[0]).numpy() * 32_000).astype("<i2")
+    raw = torch.cat(list(read_stream(io.BytesIO(samples.tobytes()))))
+    plain = torch.cat(list(read_stream(io.BytesIO(wav(samples, 16_000)))))
+    stereo = torch.cat(list(read_stream(io.BytesIO(wav(np.repeat(samples, 2), 16_000, channels=2)))))
+    assert torch.equal(raw, plain) and torch.equal(raw, stereo) and len(raw) == len(samples)
+    with pytest.raises(StreamingError, match="not 8000"):
+        list(read_stream(io.BytesIO(wav(samples, 8_000))))
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    network = causal_network(rnn_type="mingru")
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"recognizer": network.config, "state_dict": state}, tmp_path / "x.ckpt")
+    waveform = load_audio(SPEECH[0])
+    samples = (waveform.numpy() * 32_767).astype("<i2")
+    monkeypatch.setattr("sys.stdin", type("Input", (), {"buffer": io.BytesIO(samples.tobytes())}))
+    with pytest.raises(SystemExit) as leave:
+        inference.main(["--checkpoint", str(tmp_path / "x.ckpt"), "--stream"])
+    assert leave.value.code == 0
+    expected, = network.transcribe([torch.from_numpy(samples.astype(np.float32) / 32_768)])
+    assert capsys.readouterr().out.strip() == expected

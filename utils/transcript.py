@@ -1,0 +1,29 @@
+"""What was heard in a recording, and where."""
+
+from typing import NamedTuple
+
+
+class Word(NamedTuple):
+    """A word, where it is, and how sure the network was of its characters."""
+
+    word: str
+    start: float  # seconds from the beginning of the recording
+    end: float
+    confidence: float  # geometric mean of its characters' probabilities, 0 to 1
+
+
+class Candidate(NamedTuple):
+    """One of the best texts."""
+
+    text: str
+    score: float  # what the search ranked it by, a natural logarithm
+
+
+class Transcript(NamedTuple):
+    """The best text of a recording, its words, and what else it may have been."""
+
+    audio: str  # path as it was given
+    text: str
+    seconds: float  # duration of the audio
+    words: list[Word]
+    candidates: list[Candidate]  # best first; the text alone for a recording that was decoded in pieces
