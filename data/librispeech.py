@@ -4,19 +4,16 @@
     ROOT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt           a line each: id, space, text
 """
 
-import hashlib
-import http.client
 import os
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.index import DataError, Entry
 from utils.audio import EXTENSIONS
+from utils.download import DownloadError, fetch
 
 URL = "https://www.openslr.org/resources/12"
 SHA256 = {  # of the tar.gz of each subset
@@ -28,8 +25,6 @@ SHA256 = {  # of the tar.gz of each subset
     "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
     "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
 }
-BLOCK = 1 << 20  # bytes
-TIMEOUT = 60  # seconds without a byte
 
 
 def find_split(root: Path, name: str) -> Path | None:
@@ -75,73 +70,14 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
     """
     if name not in checksums:
         raise DataError(f"no LibriSpeech subset {name!r}: there are {', '.join(checksums)}")
-    archive = root / f"{name}.tar.gz"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        if archive.exists():
-            _verify(archive, checksums[name])
-        else:
-            _download(f"{url}/{archive.name}", archive, checksums[name])
+        archive = fetch(f"{url}/{name}.tar.gz", root / f"{name}.tar.gz", checksums[name])
+    except DownloadError as error:
+        raise DataError(str(error)) from None
+    try:
         return _unpack(archive, root, name)
-    except urllib.error.URLError as error:
-        raise DataError(f"cannot download {name} ({error.reason}): fetch {url}/{archive.name} elsewhere and put it "
-                        f"at {archive}, or unpack it in {root}") from None
-    except DataError:
-        raise
-    except (OSError, tarfile.TarError, http.client.HTTPException, ValueError) as error:  # ValueError: no URL
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot download {name} to {root} ({reason}): the same command resumes it, or fetch "
-                        f"{url}/{archive.name} elsewhere and put it at {archive}") from None
-
-
-def _download(address: str, archive: Path, checksum: str) -> None:
-    part = archive.with_suffix(".gz.part")
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing follows what is here: the part is whole, or of another file
-            raise
-        response = None
-    if response is not None:
-        with response, open(part, "ab" if response.status == 206 else "wb") as file:
-            _copy(response, file, done if response.status == 206 else 0, archive.name)
-    if _sha256(part) != checksum:
-        part.unlink()
-        raise OSError(f"the checksum of {archive.name} is wrong, it was deleted")
-    part.rename(archive)
-    _mark(archive).write_text(checksum)
-
-
-def _copy(response, file, done: int, name: str) -> None:
-    length = response.headers.get("Content-Length")
-    total = done + int(length) if length else None
-    with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=f"downloading {name}") as progress:
-        while block := response.read(BLOCK):
-            file.write(block)
-            progress.update(len(block))
-    if total is not None and file.tell() < total:
-        raise OSError(f"the connection broke at {file.tell():,} of {total:,} bytes")
-
-
-def _mark(archive: Path) -> Path:
-    """The file beside an archive that says it was checked, so that a later run need not read it again."""
-    return archive.with_suffix(".gz.sha256")
-
-
-def _verify(archive: Path, checksum: str) -> None:
-    mark = _mark(archive)
-    if mark.exists() and mark.read_text() == checksum and mark.stat().st_mtime >= archive.stat().st_mtime:
-        return
-    if _sha256(archive) != checksum:
-        raise DataError(f"{archive}: wrong checksum; delete it, and the next run fetches it again")
-    mark.write_text(checksum)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"cannot unpack {archive} ({' '.join(str(error).split())})") from None
 
 
 def _unpack(archive: Path, root: Path, name: str) -> Path:

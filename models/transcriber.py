@@ -44,7 +44,8 @@ class Transcriber:
 
     def __init__(self, network, decoding: Decoding | None = None, *, batch_size: int = 8,
                  segment_seconds: float = 15.0, device: str | torch.device = "cpu"):
-        self.network = network if isinstance(network, Recognizer) else Recognizer.from_checkpoint(network, device)
+        network = network if isinstance(network, Recognizer) else Recognizer.from_checkpoint(network, device)
+        self.network = network.eval()
         self.decoder = Decoder(decoding or Decoding(), self.network.tokenizer)
         self.batch_size, self.segment_seconds = batch_size, segment_seconds
         frame = self.network.ctc_frame_samples

@@ -101,6 +101,21 @@ def test_a_text_that_never_ends_is_ended():
     assert found[0].tokens == [2] * 7
 
 
+def test_early_ends_do_not_stop_the_search():
+    """Each step offers a poor end; the good text, of eight tokens, must still be found by a narrow beam."""
+
+    def step(tokens, state):
+        scores = torch.full((len(tokens), CLASSES), -6.0)
+        scores[:, 2], scores[:, 3] = -0.1, -3.0
+        scores[:, EOS] = torch.where(state[:, 0] == 8, -0.1, -4.0)
+        scores[:, 2] = torch.where(state[:, 0] == 8, -8.0, -0.1)
+        return scores, state + 1
+
+    found, = beam_search(step, torch.zeros(3, 1), start=START, eos=EOS, max_tokens=torch.tensor([30]), beam_size=3,
+                         length_power=1.0)
+    assert found[0].tokens == [2] * 8
+
+
 def test_a_penalty_changes_the_order():
     """Penalised for its length, a text loses to a shorter one; never the other way round."""
 

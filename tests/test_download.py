@@ -8,12 +8,14 @@ import socket
 import tarfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import soundfile
 from conftest import CORPUS
 
+import utils.download
 from data import librispeech
 from data.datamodule import LibriSpeechDataModule
 from data.index import DataError
@@ -64,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"this is not HTTP\r\n")
             return
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
-        if self.path != f"/{NAME}.tar.gz" or start >= len(server.content):
+        if self.path != server.offered or start >= len(server.content):
             self.send_error(404 if start == 0 else 416)
             return
         self.send_response(206 if start else 200)
@@ -79,17 +81,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving(content: bytes, offered: str):
+    """A server of one file on this machine; its fields say how it behaves."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.ranges, server.until, server.offered = [], True, None, offered
+    server.content, server.garbage, server.stalled = content, False, None
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.ranges, server.until = [], True, None
-    server.content, server.garbage, server.stalled = ARCHIVE, False, None
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(ARCHIVE, f"/{NAME}.tar.gz") as server:
+        yield server
 
 
 def download(server, root: Path, content: bytes = ARCHIVE) -> Path:
@@ -148,7 +159,7 @@ def test_a_server_that_stalls_is_left(server, tmp_path, monkeypatch):
     server.until, server.stalled = HALF, threading.Event()
     started = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(librispeech, "TIMEOUT", 0.2)
+        patch.setattr(utils.download, "TIMEOUT", 0.2)
         fail(server, tmp_path)
     assert time.monotonic() - started < 5
     server.stalled.set()

@@ -57,6 +57,7 @@ def test_folders_batches_and_json(checkpoint, capsys):
                           "--batch_size", size) for size in (1, 3)]
     assert outputs[0] == outputs[1] and outputs[0][0] == 0
     rows = [json.loads(line) for line in outputs[0][1]]
+    assert all([word["word"] for word in row["words"]] == row["text"].split() for row in rows)
     assert [row["audio"] for row in rows] == [str(path) for path in sorted((CORPUS / "dev").rglob("*.opus"))]
     assert all(row["seconds"] == pytest.approx(soundfile.info(row["audio"]).duration, abs=1e-3) for row in rows)
 
@@ -97,6 +98,20 @@ def test_bad_files_are_named_and_the_others_go_on(checkpoint, tmp_path, capsys):
     (["--checkpoint", "{cut}", "--audio", "x.wav"], "damaged"),
     (["--checkpoint", "{unfit}", "--audio", "x.wav"], "does not fit"),
     (["--checkpoint", "{unknown}", "--audio", "x.wav"], "'hmm', which this version does not have"),
+    (["--checkpoint", "{good}"], "give either --audio FILES or --stream"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--stream"], "give either --audio FILES or --stream"),
+    (["--checkpoint", "{good}", "--stream"], "--stream: this network needs the whole recording; train with"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--output_format", "all"], "all needs --output_dir"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "y.wav", "--output_format", "srt"], "need --output_dir"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--nbest", "2"], "--nbest and --hotwords need --decoder beam"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--decoder", "beam", "--nbest", "99"], "needs --beam_size 99"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--beam_width", "0"], "--beam_size 0 must be at least 1"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--lm", "x.arpa"], "--lm, --nbest and --hotwords need"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--alpha", "-1"], "--alpha -1.0 must be at least 0"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--token_min", "1"], "--token_min 1.0 is a log-probability"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--config", "absent.yaml"], "absent.yaml: No such file"),
+    (["--checkpoint", "{good}", "--audio", str(SPEECH[0]), "--decoder", "beam", "--lm", "absent.arpa"],
+     "absent.arpa: no such language model"),
 ])
 def test_wrong_flags_and_checkpoints_in_one_line(checkpoint, tmp_path, capsys, flags, message):
     files = {name: tmp_path / f"{name}.ckpt" for name in ("foreign", "cut", "unfit", "unknown")}
@@ -109,6 +124,35 @@ def test_wrong_flags_and_checkpoints_in_one_line(checkpoint, tmp_path, capsys, f
     status, lines, error = transcribe(capsys, *flags)
     assert (status, lines) == (2, [])
     assert message in error and len(error.splitlines()) == 1 and error.startswith("inference.py: error: ")
+
+
+def test_all_formats_and_patterns(checkpoint, tmp_path, capsys):
+    pattern = CORPUS / "dev" / "**" / "*.opus"
+    status, lines, _ = transcribe(capsys, "--checkpoint", checkpoint, "--audio", pattern, "--output_format", "all",
+                                  "--output_dir", tmp_path)
+    names = sorted(path.stem for path in CORPUS.glob("dev/**/*.opus"))
+    assert (status, lines) == (0, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{name}.{extension}" for name in names for extension in ("json", "srt", "tsv", "txt", "vtt"))
+    assert (tmp_path / f"{names[0]}.vtt").read_text().startswith("WEBVTT\n\n")
+
+
+def test_standard_input(checkpoint, capsys, monkeypatch):
+    expected = transcribe(capsys, "--checkpoint", checkpoint, "--audio", SPEECH[0])[1]
+    monkeypatch.setattr("sys.stdin", type("Input", (), {"buffer": SPEECH[0].open("rb")}))
+    assert transcribe(capsys, "--checkpoint", checkpoint, "--audio", "-") == (0, expected, "")
+    monkeypatch.setattr("sys.stdin", type("Input", (), {"buffer": (ROOT / "LICENSE").open("rb")}))
+    status, _, error = transcribe(capsys, "--checkpoint", checkpoint, "--audio", "-")
+    assert status == 1 and error.startswith("inference.py: -: not audio")
+
+
+def test_beam_search_and_a_config(checkpoint, tmp_path, capsys):
+    """A YAML file of flags, as the tuner writes it; both backends give the same lines."""
+    (tmp_path / "decoding.yaml").write_text("decoder: beam\nbeam_size: 8\nnbest: 2\n")
+    flags = ["--checkpoint", checkpoint, "--audio", SPEECH[0], "--config", tmp_path / "decoding.yaml"]
+    native = transcribe(capsys, *flags)
+    assert native[0] == 0 and len(native[1]) == 2 and "\t" in native[1][0]
+    assert transcribe(capsys, *flags, "--decoder_backend", "pyctcdecode")[1] == native[1]
 
 
 def test_it_starts_without_the_training_packages(checkpoint):

@@ -31,8 +31,8 @@ def beam_search(step: Step, state: State, *, start: int, eos: int, max_tokens: T
     """The best sequences that end in `eos`, by log P / length^length_power + penalty.
 
     All utterances advance together, so that one call of `step` serves B * beam_size hypotheses. An
-    utterance is done when beam_size sequences ended within the beam, or when no sequence under way
-    could still overtake its n-best. At its maximal length a sequence can only end.
+    utterance is done when no sequence under way could still overtake its n-best: a count of those that
+    ended would stop it while the first, short ones come in. At its maximal length a sequence can only end.
 
     Args:
         step: see the module; its scores are at most 0.
@@ -64,10 +64,9 @@ def beam_search(step: Step, state: State, *, start: int, eos: int, max_tokens: T
         scores, order = scores.masked_fill(tokens == eos, -torch.inf).topk(beam_size, dim=1)
         parents, tokens = parents.gather(1, order), tokens.gather(1, order)
         bound = scores[:, 0] / (max_tokens + 1) ** length_power  # no further loss, and the largest divisor
-        ended = beam.ended + (ends & ranks.isfinite()).sum(dim=1)
         beam = beam._replace(
-            tokens=torch.cat([_rows(beam.tokens, parents), tokens[..., None]], dim=2), scores=scores, ended=ended,
-            done=beam.done | (ended >= beam_size) | (bound <= beam.ranks[:, -1]))
+            tokens=torch.cat([_rows(beam.tokens, parents), tokens[..., None]], dim=2), scores=scores,
+            done=beam.done | (bound <= beam.ranks[:, -1]))
         if beam.done.all():
             break
         state = select(state, (parents + first_row).flatten())
@@ -82,7 +81,6 @@ class _Beam(NamedTuple):
     finished: Tensor  # (B, n, longest) tokens, filled up with eos
     ranks: Tensor  # (B, n) what finished hypotheses are ranked by, falling; -inf where there is none yet
     log_probs: Tensor  # (B, n) their sums of step scores
-    ended: Tensor  # (B,) hypotheses that ended so far
     done: Tensor  # (B,) bool
 
 
@@ -94,7 +92,6 @@ def _begin(max_tokens: Tensor, beam_size: int, nbest: int, start: int, eos: int,
     scores[:, 0] = 0.0
     return _Beam(tokens=torch.full((size, beam_size, 1), start, device=device), scores=scores,
                  finished=torch.full((size, nbest, longest), eos, device=device), ranks=nothing, log_probs=nothing,
-                 ended=torch.zeros(size, dtype=torch.int64, device=device),
                  done=torch.zeros(size, dtype=torch.bool, device=device))
 
 

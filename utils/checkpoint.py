@@ -1,9 +1,11 @@
 """Checkpoints on disk: find, read safely, check."""
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 class CheckpointError(ValueError):
@@ -41,3 +43,45 @@ def newest_checkpoint(folder) -> Path:
     if not found:
         raise CheckpointError(folder, "no checkpoint to resume from; leave --checkpoint_path out to start anew")
     return found[-1]
+
+
+def best_checkpoints(folder, count: int) -> list[Path]:
+    """The `count` checkpoints with the lowest dev WER in `folder`, best first; the later one where two are equal.
+
+    Their names state it, `epochNNN-werX.XXXX.ckpt`. Raises CheckpointError where there are fewer.
+    """
+    named = [(found, path) for path in Path(folder).glob("*.ckpt")
+             if (found := re.fullmatch(r"epoch(\d+)-wer(\d+\.\d+)(-v\d+)?\.ckpt", path.name))]
+    if len(named) < count:
+        raise CheckpointError(folder, f"holds {len(named)} checkpoints named epochNNN-werX.XXXX.ckpt, not the {count} "
+                                      "to average")
+    named.sort(key=lambda pair: (float(pair[0][2]), -int(pair[0][1]), pair[1].name))
+    return [path for _, path in named[:count]]
+
+
+def average_checkpoints(paths: list) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints of one network, as a `state_dict`.
+
+    Summed in float64; what is not floating point (counters) is the first one's.
+    Raises CheckpointError where one cannot be read or holds another network than the first.
+    """
+    first = read_checkpoint(paths[0])
+    weights = first["state_dict"]
+    sums = {name: value.double() for name, value in weights.items() if value.is_floating_point()}
+    for path in paths[1:]:
+        other = read_checkpoint(path)
+        _check_same_network(path, other, paths[0], first)
+        for name in sums:
+            sums[name] += other["state_dict"][name]
+    return {name: (sums[name] / len(paths)).to(value.dtype) if name in sums else value
+            for name, value in weights.items()}
+
+
+def _check_same_network(path, checkpoint: dict, first_path, first: dict) -> None:
+    options, expected = checkpoint["recognizer"], first["recognizer"]
+    different = [name for name in sorted(options.keys() | expected.keys()) if options.get(name) != expected.get(name)]
+    shapes, expected_shapes = ({name: value.shape for name, value in one["state_dict"].items()}
+                               for one in (checkpoint, first))
+    if different or shapes != expected_shapes:
+        reason = f"they differ in {', '.join(different)}" if different else "their weights differ in shape"
+        raise CheckpointError(path, f"holds another network than {first_path}, so no mean can be taken: {reason}")

@@ -1,5 +1,6 @@
 """Word and character error rates as sums over a corpus, never means of utterances."""
 
+from itertools import zip_longest
 from typing import NamedTuple
 
 import jiwer
@@ -53,3 +54,38 @@ def count_errors(references: list[str], hypotheses: list[str]) -> ErrorCounts:
         chars=chars.hits + chars.substitutions + chars.deletions,
         utterances=len(references),
     )
+
+
+class Edit(NamedTuple):
+    """One step of the way from a reference to a hypothesis: a word of each."""
+
+    reference: str  # empty where a word was inserted
+    hypothesis: str  # empty where a word was deleted
+
+    @property
+    def kind(self) -> str:
+        """`hit`, `substitution`, `insertion` or `deletion`."""
+        if self.reference and self.hypothesis:
+            return "hit" if self.reference == self.hypothesis else "substitution"
+        return "deletion" if self.reference else "insertion"
+
+
+def align_words(references: list[str], hypotheses: list[str]) -> list[list[Edit]]:
+    """The steps of each pair of texts by minimum edit distance, those that `count_errors` counts.
+
+    Raises ValueError where the lists differ in length.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references, but {len(hypotheses)} hypotheses")
+    if not references:
+        return []
+    output = jiwer.process_words(references, hypotheses)
+    aligned = zip(output.alignments, output.references, output.hypotheses, strict=True)
+    return [[edit for chunk in chunks for edit in _edits(chunk, reference, hypothesis)]
+            for chunks, reference, hypothesis in aligned]
+
+
+def _edits(chunk, reference: list[str], hypothesis: list[str]) -> list[Edit]:
+    pairs = zip_longest(reference[chunk.ref_start_idx : chunk.ref_end_idx],
+                        hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx], fillvalue="")
+    return [Edit(*pair) for pair in pairs]

@@ -2,14 +2,16 @@
 
 import gzip
 import math
+import os
+import re
 import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from utils.text import CharTokenizer
 SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
 SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
 LN10 = math.log(10)  # KenLM's logarithms are to base 10
+ORDERS = range(2, 7)  # that KenLM reads, as its Python module and the CTC decoder are built
+BINARY = b"mmap lm http://kheafield.com/code"  # how a KenLM binary file begins
 MISSING = "kenlm is not installed: pip install kenlm (it needs a C++ compiler)"
 
 
@@ -42,10 +46,10 @@ class NGram:
 
     def __init__(self, path, tokenizer: CharTokenizer):
         self.path, self.tokenizer = Path(path), tokenizer
+        self.words = read_words(self.path)  # None where nothing lists them; also KenLM may crash where this refuses
         self.model = load_kenlm(self.path)
         self.order = self.model.order
         self.over_characters = SPACE in self.model
-        self.words = read_words(self.path)  # None where nothing lists them
         if self.words is not None:
             self.words = check_words(self.path, self.words, tokenizer)
 
@@ -103,6 +107,7 @@ class NGram:
             row[self.tokenizer.encode(" ")[0]] = score
         row[self.tokenizer.eos] = score + self._after(closed, "</s>")[1]
 
+
 class _Place(NamedTuple):
     """Where a hypothesis stands: KenLM's state, and the word under way (of an n-gram over words)."""
 
@@ -128,22 +133,92 @@ def load_kenlm(path):
 
 
 @contextmanager
-def unpacked(path) -> Iterator[str]:
-    """The path of a plain file: a `.gz` is unpacked into a temporary one. Raises LanguageModelError."""
+def opened(path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where it is packed by gzip. Raises LanguageModelError, also while it is read."""
     path = Path(path)
     if not path.is_file():
         raise LanguageModelError(path, "no such language model")
-    if path.suffix != ".gz":
-        yield str(path)
-        return
-    with tempfile.NamedTemporaryFile(suffix=path.with_suffix("").suffix) as plain:
+    try:
+        with (gzip.open if _packed(path) else open)(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise LanguageModelError(path, f"cannot be read ({error})") from None
+
+
+@contextmanager
+def unpacked(path) -> Iterator[str]:
+    """The path of a plain file: a packed one is unpacked into a temporary one. Raises LanguageModelError."""
+    with tempfile.NamedTemporaryFile(suffix=Path(path).with_suffix("").suffix) as plain:
+        with opened(path) as file:
+            if packed := isinstance(file, gzip.GzipFile):
+                shutil.copyfileobj(file, plain, 1 << 20)
+                plain.flush()
+        yield plain.name if packed else str(path)
+
+
+def _packed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Drops what is written to standard error, by C++ too: KenLM draws a bar each time that it loads a file."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing, redirect_stderr(nothing):
+        os.dup2(nothing.fileno(), 2)
         try:
-            with gzip.open(path) as packed:
-                shutil.copyfileobj(packed, plain)
-        except (OSError, EOFError, zlib.error) as error:
-            raise LanguageModelError(path, f"cannot be unpacked ({error})") from None
-        plain.flush()
-        yield plain.name
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def arpa_lines(path, lines: Iterable[bytes]) -> Generator[tuple[int, bytes], None, None]:
+    """The lines of an ARPA file, each with the order of its n-grams (0 in the header).
+
+    Raises LanguageModelError, when it comes there, where the file is cut off, or its header is wrong: a
+    negative count makes KenLM crash.
+    """
+    lines = iter(lines)
+    counts = yield from _arpa_header(path, lines)
+    for order, count in enumerate(counts, start=1):
+        found, mark = 0, b""
+        for line in lines:
+            if line.startswith(b"\\"):
+                mark = line
+                break
+            found += not line.isspace()
+            yield order, line
+        if not mark:
+            raise LanguageModelError(path, f"cut off: it ends within its {order}-grams")
+        if found != count or mark.strip() != (b"\\%d-grams:" % (order + 1) if order < len(counts) else b"\\end\\"):
+            raise LanguageModelError(path, f"damaged: {found:,} {order}-grams, its header says {count:,}")
+        yield order + 1, mark
+    for line in lines:  # also has a packed file's checksum read, which comes last
+        if not line.isspace():
+            raise LanguageModelError(path, f"damaged: {line[:40].decode('utf-8', 'replace')!r} after its end")
+        yield len(counts) + 1, line
+
+
+def _arpa_header(path, lines: Iterator[bytes]) -> Generator[tuple[int, bytes], None, list[int]]:
+    counts, begun = [], False
+    for line in lines:
+        text = line.strip()
+        if text and not begun:
+            if text != b"\\data\\":
+                raise LanguageModelError(path, "neither an ARPA file nor a KenLM binary")
+            begun = True
+        elif match := re.fullmatch(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})", text):
+            counts.append(int(match[2]))
+        elif text == b"\\1-grams:" and len(counts) in ORDERS:
+            yield 1, line
+            return counts
+        elif text:
+            raise LanguageModelError(path, f"its header is wrong at {text[:40].decode('utf-8', 'replace')!r}, or its "
+                                           f"order is not {ORDERS.start} to {ORDERS.stop - 1}")
+        yield 0, line
+    raise LanguageModelError(path, "cut off: it ends within its header")
 
 
 def read_words(path) -> list[str] | None:
@@ -151,23 +226,26 @@ def read_words(path) -> list[str] | None:
 
     None where a binary file has no such list. Raises LanguageModelError.
     """
-    path = Path(path)
-    beside = path.with_suffix(".words")
-    if beside.is_file():
-        return [word for line in beside.read_text(encoding="utf-8").splitlines() if (word := line.strip())]
-    with unpacked(path) as plain, open(plain, "rb") as file:
-        if not file.read(64).lstrip().startswith(b"\\data\\"):
-            return None
+    words = []
+    with opened(path) as file:
+        if file.read(len(BINARY)) == BINARY:
+            return _listed_words(Path(path).with_suffix(".words"))
         file.seek(0)
-        words, inside = [], False
-        for line in file:
-            if line.startswith(b"\\"):
-                if inside:
-                    break
-                inside = line.startswith(b"\\1-grams:")
-            elif inside and len(fields := line.split()) >= 2:
+        for order, line in arpa_lines(path, file):
+            if order > 1:
+                break
+            if order == 1 and len(fields := line.split()) >= 2:
                 words.append(fields[1].decode("utf-8", "replace"))
     return words
+
+
+def _listed_words(beside: Path) -> list[str] | None:
+    if not beside.is_file():
+        return None
+    try:
+        return beside.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LanguageModelError(beside, f"cannot be read ({error})") from None
 
 
 def check_words(path, words: list[str], tokenizer: CharTokenizer) -> list[str]:
@@ -178,6 +256,8 @@ def check_words(path, words: list[str], tokenizer: CharTokenizer) -> list[str]:
     words = [word for word in words if word not in (SPACE, *SYMBOLS)]
     spelled = [word for word in words if not tokenizer.unknown(word)]
     missing = len(words) - len(spelled)
+    if not words:
+        raise LanguageModelError(path, "has no words")
     if missing * 2 > len(words):
         other_case = sum(not tokenizer.unknown(word.swapcase()) for word in words)
         advice = f"; {other_case:,} can in the other case" if other_case > len(spelled) else ""

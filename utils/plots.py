@@ -86,6 +86,26 @@ def curve_figure(histories: dict[str, list[dict]]):
     return figure
 
 
+def surface_figure(rates: dict[tuple[float, float], float], best: tuple[float, float], title: str):
+    """Word error rates over the (alpha, beta) that were tried, the chosen pair marked; a matplotlib Figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    alphas, betas = zip(*rates, strict=True)
+    percent = [100 * rate for rate in rates.values()]
+    if len(set(alphas)) > 1 and len(set(betas)) > 1:  # else they lie on a line, over which nothing can be drawn
+        axis.tricontourf(alphas, betas, percent, levels=20, cmap="viridis_r")
+    points = axis.scatter(alphas, betas, c=percent, cmap="viridis_r", edgecolors="white", s=30)
+    axis.scatter(*best, marker="*", s=300, color="red", edgecolors="white",
+                 label=f"alpha {best[0]:g}, beta {best[1]:g}: {100 * rates[best]:.2f} %")
+    figure.colorbar(points, label="word error rate (%)")
+    axis.margins(0.04)
+    axis.set(title=title, xlabel="alpha, weight of the n-gram", ylabel="beta, bonus for a word")
+    axis.legend(loc="upper right")
+    return figure
+
+
 def read_history(path: Path) -> list[dict]:
     """The rows of a run's `history.jsonl`; where a resumed run repeated an epoch, its last word counts."""
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

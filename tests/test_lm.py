@@ -1,0 +1,411 @@
+"""python -m utils.lm: build, score, download and tune, and every bad input."""
+
+import gzip
+import hashlib
+import json
+import math
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import CORPUS
+from test_download import serving
+from test_ngram import ARPA, BAD, CHARACTERS, emissions
+
+from utils import lm, lm_tune
+from utils.cli import OneLineParser, add_constructor_flags, config_arguments
+from utils.decoding import Decoding
+from utils.lm_build import ngram_counts, read_sentences
+from utils.metrics import ErrorCounts
+from utils.ngram import NGram, load_kenlm, read_words
+from utils.text import CharTokenizer
+
+kenlm = pytest.importorskip("kenlm")
+SENTENCES = ["the cat sat", "the dog sat", "the cat ran", "a dog ran", "the cat sat on the dog", "a cat"]
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(SENTENCES) + "\n")
+    return path
+
+
+def run(*arguments) -> None:
+    lm.main([str(argument) for argument in arguments])
+
+
+def fail(capsys, *arguments) -> str:
+    """The one line on standard error that a command ends with, status 2."""
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and lines[-1].startswith("lm.py: error: ")
+    assert not [line for line in lines[:-1] if "error" in line or "Traceback" in line]
+    return lines[-1]
+
+
+def total_probability(model, words: list[str], history: list[str]) -> float:
+    state = kenlm.State()
+    model.BeginSentenceWrite(state)
+    for word in history:
+        after = kenlm.State()
+        model.BaseScore(state, word, after)
+        state = after
+    return math.fsum(10 ** model.BaseScore(state, word, kenlm.State()) for word in words if word != "<s>")
+
+
+@pytest.mark.parametrize("options", [["--order", 2], ["--order", 4], ["--prune", 1e-2, "--order", 2],
+                                     ["--unit", "char", "--order", 5]], ids=str)
+def test_a_built_model_is_a_distribution(tmp_path, text, options):
+    """After any history, the probabilities of all words, the end and the unknown word add up to 1."""
+    run("build", "--text", text, "--output", tmp_path / "x.arpa", *options)
+    model, words = load_kenlm(tmp_path / "x.arpa"), read_words(tmp_path / "x.arpa")
+    assert {"<s>", "</s>", "<unk>"} < set(words)
+    generator = random.Random(0)
+    for _ in range(30):
+        history = generator.choices([word for word in words if word[0] != "<"], k=generator.randrange(5))
+        assert total_probability(model, words, history) == pytest.approx(1, abs=1e-5), history
+
+
+def test_kneser_ney_by_hand(tmp_path):
+    """Bigrams: c(a b) = 2, c(a c) = 1. Discounts n1 / (n1 + 2 n2); unigrams by the words before them."""
+    (tmp_path / "text").write_text("a b\na b\na c\n")
+    run("build", "--text", tmp_path / "text", "--order", 2, "--output", tmp_path / "x.arpa")
+    model, state = load_kenlm(tmp_path / "x.arpa"), kenlm.State()
+    model.BeginSentenceWrite(state)
+    after = kenlm.State()
+    discount = 2 / (2 + 2 * 2)  # a c, c </s> once; a b, b </s> twice; <s> a three times
+    assert 10 ** model.BaseScore(state, "a", after) == pytest.approx((3 - discount) / 3, abs=1e-5)
+    assert 10 ** model.BaseScore(after, "b", kenlm.State()) == pytest.approx((2 - discount) / 3, abs=1e-5)
+    assert 10 ** model.BaseScore(after, "c", kenlm.State()) == pytest.approx((1 - discount) / 3, abs=1e-5)
+    unigrams = {"a": 1, "b": 1, "c": 1, "</s>": 2, "<unk>": 0}  # different words before each; 5 in all
+    discount = 3 / (3 + 2 * 1)
+    unigrams = {word: max(n - discount, 0) / 5 + 4 * discount / 5 / 5 for word, n in unigrams.items()}
+    weight = 2 * (2 / 6) / 3 / (1 - unigrams["b"] - unigrams["c"])
+    assert 10 ** model.BaseScore(after, "a", kenlm.State()) == pytest.approx(weight * unigrams["a"], abs=1e-5)
+    assert 10 ** model.BaseScore(after, "zebra", kenlm.State()) == pytest.approx(weight * unigrams["<unk>"], abs=1e-5)
+
+
+def test_perplexity_by_hand(tmp_path, capsys):
+    """Of the n-gram written in test_ngram.py: two sentences, one word of four unknown."""
+    (tmp_path / "x.arpa").write_text(ARPA)
+    (tmp_path / "text").write_text("See sea\n\n  tea SEA\n")
+    run("score", "--lm", tmp_path / "x.arpa", "--text", tmp_path / "text")
+    known = -(0.1 + 0.2 + 0.3) - (0.4 + 0.3)
+    every = 10 ** -((known - 0.5 - 2.0) / 6)
+    assert capsys.readouterr().out.splitlines() == [
+        "2 sentences, 4 words, 1 out of vocabulary (25.00%)",
+        f"perplexity {every:.2f}, {10 ** -(known / 5):.2f} without words out of vocabulary",
+        "most often out of vocabulary: tea (1)"]
+
+
+def test_perplexity_is_kenlms(tmp_path, text):
+    run("build", "--text", text, "--order", 3, "--output", tmp_path / "x.arpa")
+    ngram = NGram(tmp_path / "x.arpa", CharTokenizer())
+    for sentence in SENTENCES:
+        assert lm.score_text(ngram, [sentence]).perplexity == pytest.approx(ngram.model.perplexity(sentence), rel=1e-4)
+    found = lm.score_text(ngram, SENTENCES)
+    assert (found.sentences, found.units, found.unknown.total()) == (6, 20, 0)
+    assert found.perplexity == found.perplexity_known < 10
+
+
+def test_texts_of_every_kind(tmp_path):
+    """Plain, transcripts, a manifest, packed or not, and a folder: the same sentences."""
+    lines = [f"1-2-{i:04d} {sentence.upper()}" for i, sentence in enumerate(SENTENCES)]
+    files = {"a.txt": [" The  cat, ".replace(",", ""), "", "<s> a ‘b’ </s> <space>"], "1/2/1-2.trans.txt": lines,
+             "m.jsonl": [json.dumps({"audio": "a.wav", "text": sentence}) for sentence in SENTENCES]}
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(content) + "\n", encoding="utf-8-sig")
+        with gzip.open(f"{path}.gz", "wb") as packed:
+            packed.write(path.read_bytes())
+    for suffix in ("", ".gz"):
+        assert list(read_sentences([f"{tmp_path}/a.txt{suffix}"])) == ["the cat", "a 'b'"]
+        assert list(read_sentences([f"{tmp_path}/1/2/1-2.trans.txt{suffix}"])) == SENTENCES
+        assert list(read_sentences([f"{tmp_path}/m.jsonl{suffix}"])) == SENTENCES
+    assert list(read_sentences([str(tmp_path / "1")])) == 2 * SENTENCES
+    assert "how old are you mother" in list(read_sentences([str(CORPUS / "dev")]))
+
+
+def test_what_the_alphabet_lacks_is_counted(tmp_path, text, capsys):
+    text.write_text("\n".join(SENTENCES) + "\n4 cats café café\n")
+    run("build", "--text", text, "--order", 2, "--output", tmp_path / "x.arpa.gz")
+    out, err = capsys.readouterr()
+    assert "2 of 10 different words are outside the alphabet, 3 in the text: café 4\n" in err
+    assert "7 sentences, 24 words, 10 different, by " in out
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["text.txt", "x.arpa.gz"]
+    assert read_words(tmp_path / "x.arpa.gz").count("café") == 1
+
+
+def test_pruning_leaves_less(tmp_path, text, capsys):
+    for name, threshold in [("whole", 0), ("pruned", 1e-2)]:
+        run("build", "--text", text, "--order", 2, "--prune", threshold, "--output", tmp_path / f"{name}.arpa")
+    whole, pruned = (ngram_counts(tmp_path / f"{name}.arpa") for name in ("whole", "pruned"))
+    assert whole[0] == pruned[0] and 0 < pruned[1] < whole[1]
+    error = fail(capsys, "build", "--text", text, "--order", 4, "--prune", 1e6, "--output", tmp_path / "none.arpa")
+    assert "--prune 1000000.0" in error and not (tmp_path / "none.arpa").exists()
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Stand-ins for KenLM's programs, by name and shell script."""
+
+    def install(**scripts: str) -> None:
+        for name, script in scripts.items():
+            path = tmp_path / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+
+    return install
+
+
+def test_kenlms_own_programs_are_used(tmp_path, text, programs, capsys):
+    (tmp_path / "canned").write_text(ARPA)
+    programs(lmplz=f'echo "Substituting fallback discounts" >&2; echo "$@" > {tmp_path}/flags; cat > {tmp_path}/in; '
+                   f'cat {tmp_path}/canned', build_binary='cp "$1" "$2"')
+    run("build", "--text", text, "--order", 3, "--output", tmp_path / "x.arpa.gz")
+    out, err = capsys.readouterr()
+    assert "by lmplz" in out and "x.binary" in out and "fallback" in err
+    assert (tmp_path / "in").read_text().splitlines() == SENTENCES
+    assert (tmp_path / "flags").read_text().startswith("--order 3 --discount_fallback")
+    assert (tmp_path / "x.words").read_text().split() == read_words(tmp_path / "x.arpa.gz")
+    (tmp_path / "bin" / "build_binary").unlink()
+    run("build", "--text", text, "--order", 3, "--output", tmp_path / "x.arpa")
+    assert not (tmp_path / "x.binary").exists(), "it was of another model"
+
+
+@pytest.mark.parametrize("name", ["lmplz", "build_binary"])
+def test_kenlms_programs_may_fail(tmp_path, text, programs, capsys, name):
+    programs(**{name: "echo some trouble >&2; exit 3"})
+    error = fail(capsys, "build", "--text", text, "--output", tmp_path / "x.arpa")
+    assert f"{name} failed with status 3: some trouble" in error
+    assert not [path for path in tmp_path.iterdir() if "arpa" in path.name]
+
+
+BAD_BUILDS = {
+    "no such text": (["--text", "nowhere.txt"], "--text nowhere.txt: no such file"),
+    "empty": (["--text", "empty.txt"], "--text empty.txt: not one sentence"),
+    "folder": (["--text", "folder"], "--text folder: no *.trans.txt"),
+    "bytes": (["--text", "bytes.txt"], "--text bytes.txt: cannot be read as text"),
+    "gzip cut off": (["--text", "cut.txt.gz"], "--text cut.txt.gz: cannot be read as text"),
+    "no gzip": (["--text", "no.txt.gz"], "--text no.txt.gz: cannot be read as text"),
+    "manifest": (["--text", "m.jsonl"], "--text m.jsonl: line 2 is no JSON object with a 'text'"),
+    "punctuation": (["--text", "foreign.txt"], "3 of 4 different words are outside the alphabet (a, b, c.): strip"),
+    "order 0": (["--order", "0"], "--order 0: KenLM reads orders 2 to 6"),
+    "order 7": (["--order", "7"], "--order 7: KenLM reads orders 2 to 6"),
+    "order x": (["--order", "x"], "--order"),
+    "threshold": (["--prune", "-1"], "--prune: -1 must be at least 0"),
+    "unit": (["--unit", "syllable"], "--unit"),
+    "alphabet": (["--alphabet", "aab"], "must name each character once"),
+    "output": (["--output", "x.bin"], "--output x.bin: must be a file that ends in .arpa or .arpa.gz"),
+    "a folder for output": (["--output", "folder.arpa"], "--output folder.arpa: must be a file"),
+    "a file for a folder": (["--output", "text.txt/x.arpa"], "text.txt: File exists"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_BUILDS)
+def test_bad_builds(tmp_path, text, capsys, monkeypatch, kind):
+    """One line, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"empty.txt": b"\n \n", "bytes.txt": b"\xff\xfe\x00", "foreign.txt": b"a, b, c. d\n",
+                          "cut.txt.gz": gzip.compress(text.read_bytes())[:-9], "no.txt.gz": b"text",
+                          "m.jsonl": b'{"text": "a"}\n{"txt": "b"}\n'}.items():
+        Path(name).write_bytes(content)
+    Path("folder").mkdir()
+    Path("folder.arpa").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    flags, message = BAD_BUILDS[kind]
+    assert message in fail(capsys, "build", "--text", text, "--output", "x.arpa", *flags)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["no file", "text", "cut among unigrams", "negative count", "gzip cut off"])
+def test_bad_models_are_not_scored(tmp_path, text, capsys, kind):
+    path = tmp_path / "x.arpa"
+    if BAD[kind][0] is not None:
+        path.write_bytes(BAD[kind][0] if isinstance(BAD[kind][0], bytes) else BAD[kind][0].encode())
+    assert f"lm.py: error: {path}: " in fail(capsys, "score", "--lm", path, "--text", text)
+    assert "--text: expected at least one" in fail(capsys, "score", "--lm", path, "--text")
+
+
+def test_a_model_in_upper_case_is_not_scored(tmp_path, text, capsys):
+    path = tmp_path / "x.arpa"
+    path.write_text(ARPA.replace("sea", "SEA").replace("see", "SEE"))
+    assert "2 can in the other case" in fail(capsys, "score", "--lm", path, "--text", text)
+
+
+UPPER = ARPA.replace("sea", "SEA").replace("see", "SÉE").replace("unk", "UNK")
+MODEL, FILE = "3-gram.pruned.3e-7", "3-gram.pruned.3e-7.arpa.gz"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(gzip.compress(UPPER.encode()), f"/{FILE}") as server:
+        yield server
+
+
+def expect(monkeypatch, content: bytes, name: str = FILE) -> None:
+    monkeypatch.setitem(lm.MD5, name.removesuffix(".gz"), hashlib.md5(content).hexdigest())
+
+
+@pytest.mark.parametrize(("case", "name"), [("lower", f"{MODEL}.arpa"), ("upper", f"{MODEL}.upper.arpa")])
+def test_download_of_a_model(server, tmp_path, monkeypatch, capsys, case, name):
+    """Goes on where it broke, converts every n-gram, and does nothing the second time."""
+    expect(monkeypatch, server.content)
+    command = ["download", MODEL, "--url", server.url, "--output_dir", tmp_path / "lm", "--case", case]
+    server.until = len(server.content) // 2
+    error = fail(capsys, *command)
+    assert "the connection broke" in error and f"{server.url}/{FILE}" in error
+    server.until = None
+    run(*command)
+    assert [asked for _, asked in server.asked] == [None, f"bytes={len(server.content) // 2}-"]
+    expected = UPPER if case == "upper" else UPPER.replace("SEA", "sea").replace("SÉE", "sée").replace("UNK", "unk")
+    assert (tmp_path / "lm" / name).read_text() == expected
+    assert {path.name for path in (tmp_path / "lm").iterdir()} == {name, FILE, f"{FILE}.md5"}
+    assert "1-grams 5, 2-grams 3" in capsys.readouterr().out
+    run(*command)
+    assert "is there already" in capsys.readouterr().out and len(server.asked) == 2
+
+
+def test_download_of_the_text(server, tmp_path, monkeypatch, capsys):
+    server.offered, server.content = f"/{lm.TEXT}.gz", gzip.compress(b"THE CAT\n")
+    expect(monkeypatch, server.content, lm.TEXT)
+    run("download", lm.TEXT, "--url", server.url, "--output_dir", tmp_path)
+    assert list(read_sentences([f"{tmp_path}/{lm.TEXT}.gz"])) == ["the cat"]
+
+
+@pytest.mark.parametrize("kind", ["wrong file", "gzip cut off", "gzip damaged", "cut among unigrams", "text",
+                                  "too few unigrams"])
+def test_what_is_downloaded_is_checked(server, tmp_path, monkeypatch, capsys, kind):
+    """By its checksum; and as OpenSLR states none, by reading it through."""
+    if kind != "wrong file":
+        content = BAD[kind][0]
+        server.content = content if isinstance(content, bytes) else gzip.compress(content.encode())
+        expect(monkeypatch, server.content)
+    error = fail(capsys, "download", MODEL, "--url", server.url, "--output_dir", tmp_path)
+    assert ("checksum" if kind == "wrong file" else BAD[kind][1]) in error and str(tmp_path / FILE) in error
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".arpa" or path.name[0] == "."]
+
+
+def test_bad_downloads(server, tmp_path, capsys):
+    assert "'5-gram'" in fail(capsys, "download", "5-gram", "--output_dir", tmp_path)
+    error = fail(capsys, "download", "4-gram", "--output_dir", tmp_path, "--url", server.url)
+    assert "Not Found" in error and f"fetch {server.url}/4-gram.arpa.gz elsewhere" in error
+
+
+def save_emissions(path: Path, **changes) -> Path:
+    """A dev set whose sounds leave open what the n-gram of test_ngram.py knows: after `see` comes `sea`."""
+    utterances = [{"id": str(i), "text": "see sea", "log_probs": emissions("see sea", swap="ea", seed=i)}
+                  for i in range(6)]
+    torch.save({"alphabet": CharTokenizer().alphabet, "seconds_per_frame": 0.04, "utterances": utterances} | changes,
+               path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    (tmp_path / "x.arpa").write_text(ARPA)
+    return tmp_path / "x.arpa"
+
+
+def test_tune_finds_weights_that_help(tmp_path, model, capfd):
+    output = tmp_path / "new" / "decoding.yaml"
+    run("tune", "--emissions", save_emissions(tmp_path / "e.pt"), "--lm", model, "--output", output)
+    out, err = capfd.readouterr()
+    assert "WER 0.00%" in out and "without an n-gram 0.00%" not in out and err == ""
+    assert f"--lm {model}" in output.read_text().splitlines()[1]
+    flags = yaml.safe_load(output.read_text())
+    assert flags["alpha"] > 0 and flags.keys() == {"decoder", "lm", "alpha", "beta", "beam_size"}
+    assert (output.parent / "decoding.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(output.parent.iterdir())) == 2
+    parser = OneLineParser()
+    add_constructor_flags(parser, Decoding)
+    assert Decoding(**vars(parser.parse_args(config_arguments(str(output), parser)))).lm == str(model)
+
+
+def test_tune_says_where_nothing_helps(tmp_path, model, capsys):
+    """Sounds that leave nothing open, and words that the n-gram does not know."""
+    utterances = [{"id": "0", "text": "tea", "log_probs": emissions("tea")}]
+    run("tune", "--emissions", save_emissions(tmp_path / "e.pt", utterances=utterances), "--lm", model,
+        "--output", tmp_path / "d.yaml", "--rounds", 0)
+    assert f"{model}: no weights make it better than none" in capsys.readouterr().err
+
+
+def test_tune_asks_evaluate_for_emissions(tmp_path, model, monkeypatch, capsys):
+    """With the flags of the dev sets; its error becomes the only one."""
+    evaluate = tmp_path / "evaluate.py"
+    evaluate.write_text("import shutil, sys\nprint('report')\nassert sys.argv[1:-1] == ['--checkpoint', "
+                        f"{str(model)!r}, '--test_sets', 'a', 'b', '--data_root', 'there', '--save_emissions']\n"
+                        f"shutil.copy({str(save_emissions(tmp_path / 'e.pt'))!r}, sys.argv[-1])\n")
+    monkeypatch.setattr(lm_tune, "EVALUATE", evaluate)
+    command = ["tune", "--checkpoint", model, "--val_sets", "a", "b", "--data_root", "there", "--lm", model,
+               "--output", tmp_path / "d.yaml", "--alphas", 1, "--betas", 0, 1]
+    run(*command)
+    assert "report" not in capsys.readouterr().out and (tmp_path / "d.yaml").exists()
+    evaluate.write_text("import sys\nsys.exit('warning\\nevaluate.py: error: no split a for --test_sets')")
+    assert fail(capsys, *command) == "lm.py: error: no split a for --val_sets"
+
+
+def counts(errors: float) -> ErrorCounts:
+    return ErrorCounts(word_errors=errors, words=100)
+
+
+def test_search_leaves_the_grid_and_refines():
+    surface = lm_tune.search(lambda p: counts((p[0] - 2.6) ** 2 + (p[1] + 1.3) ** 2), [0, 1, 2], [0, 1], rounds=3)
+    best = min(surface, key=lambda point: lm_tune.rank(point, surface[point]))
+    assert best == (2.625, -1.25) and min(alpha for alpha, _ in surface) == 0
+    assert len(surface) < 60
+    assert lm_tune.search(lambda p: counts(0), [0.5], [1.0], rounds=5).keys() == {(0.5, 1.0)}
+
+
+def test_ties_go_to_fewer_character_errors_then_smaller_weights():
+    errors = {(2.0, 1.0): (3, 9, 8), (1.0, 1.0): (3, 9, 9), (1.0, -0.5): (3, 9, 8), (1.0, 2.0): (3, 9, 8),
+              (0.0, 0.0): (4, 9, 1)}
+    ranked = sorted(errors, key=lambda point: lm_tune.rank(point, ErrorCounts(*errors[point])))
+    assert ranked == [(1.0, -0.5), (1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--emissions", "nowhere.pt"], "--emissions nowhere.pt: no such file"),
+    (["--emissions", "x.arpa"], "--emissions x.arpa: not what evaluate.py --save_emissions writes"),
+    (["--emissions", "list.pt"], "--emissions list.pt: not what"),
+    (["--emissions", "cut.pt"], "--emissions cut.pt: not what"),
+    (["--emissions", "none.pt"], "--emissions none.pt: has no utterance with a text"),
+    (["--emissions", "classes.pt"], "--emissions classes.pt: 'see sea' must have (T, 3) log-probabilities"),
+    (["--lm", "nowhere.arpa"], "--lm nowhere.arpa: no such file"),
+    (["--lm", "char.arpa"], "char.arpa: is an n-gram over characters"),
+    (["--lm", "cut.arpa"], "cut.arpa: cut off"),
+    (["--lm", "upper.arpa"], "upper.arpa: the network's alphabet cannot spell 2 of its 2 words; 2 can in the other"),
+    (["--output", "x.json"], "--output x.json: must be a file that ends in .yaml"),
+    (["--alphas", "-1"], "--alphas: -1 must be at least 0"),
+    (["--betas", "nan"], "--betas must be finite"),
+    (["--checkpoint", "x.ckpt"], "not allowed with argument"),
+], ids=str)
+def test_bad_tuning(tmp_path, model, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    good = save_emissions(tmp_path / "e.pt")
+    save_emissions(tmp_path / "none.pt", utterances=[])
+    save_emissions(tmp_path / "classes.pt", alphabet="ab")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:1000])
+    for name, content in {"char": CHARACTERS, "cut": ARPA[:90], "upper": UPPER.replace("É", "E")}.items():
+        (tmp_path / f"{name}.arpa").write_text(content)
+    assert message in fail(capsys, "tune", "--emissions", good, "--lm", model, "--output", "d.yaml", *flags)
+    assert not list(tmp_path.glob("*d.*"))
+
+
+def test_the_command_line(tmp_path, text, capsys, monkeypatch):
+    assert "build|score|download|tune" in fail(capsys)
+    assert "'bild'" in fail(capsys, "bild")
+    monkeypatch.setitem(sys.modules, "kaldingram.train", None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "pip install kaldingram" in fail(capsys, "build", "--text", text, "--output", tmp_path / "x.arpa")
