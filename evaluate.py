@@ -92,7 +92,8 @@ def _add_data_flags(group) -> None:
     group.add_argument("--batch_size", type=positive_int, default=32, help="utterances a batch")
     group.add_argument("--batch_seconds", type=positive_float,
                        help="seconds of padded audio a batch; wins over --batch_size")
-    group.add_argument("-w", "--num_workers", type=nonnegative_int, default=min(4, os.cpu_count() or 1), help="processes that read audio")
+    group.add_argument("-w", "--num_workers", type=nonnegative_int, default=min(4, os.cpu_count() or 1),
+                       help="processes that read audio")
     group.add_argument("--cache_dir", default=".cache/index", help="durations of audio files")
     group.add_argument("--librispeech_url", default=URL, help="where LibriSpeech's archives are")
 
@@ -191,8 +192,8 @@ def warm_up(system: System, args: argparse.Namespace) -> None:
     silence = torch.zeros(1, SAMPLE_RATE, device=args.device)
     encoding = system.network.encode(silence, torch.tensor([SAMPLE_RATE], device=args.device))
     system.network.search(encoding, system.decoder)
-    if args.save_emissions and system.network.ctc_log_probs(encoding) is None:
-        raise UsageError(f"--save_emissions: {args.checkpoint[0]} has no CTC output (it was trained with ctc_weight 0)")
+    if args.save_emissions and system.network.spells:
+        raise UsageError(f"--save_emissions: {args.checkpoint[0]} is an attention model; its texts come from no CTC")
 
 
 def build_data(args: argparse.Namespace, network: Recognizer):
@@ -201,7 +202,6 @@ def build_data(args: argparse.Namespace, network: Recognizer):
     from utils.runtime import quiet_packages
 
     quiet_packages()
-
     data = LibriSpeechDataModule(
         data_root=args.data_root, train_sets=[], val_sets=[], test_sets=args.test_sets, tokenizer=network.tokenizer,
         batch_size=args.batch_size, batch_seconds=args.batch_seconds, num_workers=args.num_workers,

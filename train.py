@@ -58,7 +58,8 @@ def _add_machine_flags(group) -> None:
     group.add_argument("-g", "--gpus", type=nonnegative_int, default=1, help="GPUs a node; 0 for the CPU")
     group.add_argument("--nodes", type=positive_int, default=1, help="machines")
     group.add_argument("--cpu_processes", type=positive_int, default=1, help="processes where there is no GPU")
-    group.add_argument("-w", "--num_workers", type=nonnegative_int, default=min(4, os.cpu_count() or 1), help="processes that read audio")
+    group.add_argument("-w", "--num_workers", type=nonnegative_int, default=min(4, os.cpu_count() or 1),
+                       help="processes that read audio")
     group.add_argument("-db", "--dist_backend", help="Lightning strategy: ddp for several devices, else auto")
     group.add_argument("--precision", choices=PRECISIONS,
                        help="bf16-mixed where the GPU has it, else 16-mixed; 32-true on a CPU")

@@ -68,7 +68,7 @@ class Attention(nn.Module):
 
 
 class ContentAttention(Attention):
-    """Dot product of two one-layer perceptrons (Chan et al. 2015, equations 9 to 11): <phi(s), psi(h)>."""
+    """Dot product of two one-layer perceptrons (Chan et al. 2015, section 3.2): <phi(s), psi(h)>."""
 
     def remember(self, frames: Tensor, lengths: Tensor) -> Memory:
         """The keys are psi(h)."""

@@ -3,11 +3,11 @@
     waveform -> log-mel -> SpecAugment [-> convolutions] -> BiLSTM -> pyramidal BiLSTMs      listener
     last character, last context -> LSTMs -> attention over the listener -> next character   speller
 
-Paper to code: equation 1 is `Listener`, 3 and 4 `Speller`, 5 `PyramidalLayer`, 6 and 8
-`Speller._advance`, 7 `Speller.classify`, 9 to 11 `models.attention.ContentAttention`, 12 and 13
-`Speller.forward` with `sampling_rate`, 14 and 15 `LAS.search`. What later work found to be needed:
-the CTC loss beside it (Kim et al. 2017, Watanabe et al. 2017) and label smoothing (Chorowski and
-Jaitly 2017).
+Paper to code: Listen (section 3.1) is `Listener`, its pBLSTM `PyramidalLayer`; of AttendAndSpell (3.2),
+RNN and AttentionContext are `Speller._advance` and `models.attention`, CharacterDistribution is
+`Speller.classify`; learning with sampled characters (3.3) is `Speller.forward`; decoding and rescoring
+(3.4) is `LAS.search`. What later work found to be needed stands beside it: the CTC loss (Kim et al.
+2017, Watanabe et al. 2017) and label smoothing (Chorowski and Jaitly 2017).
 """
 
 from dataclasses import replace
@@ -46,7 +46,7 @@ class Listening(NamedTuple):
 
 
 class PyramidalLayer(Recurrence):
-    """Joins neighbouring frames, which halves the time, then a BiLSTM (equation 5)."""
+    """Joins neighbouring frames, which halves the time, then a BiLSTM: the paper's pBLSTM."""
 
     def __init__(self, input_size: int, hidden_size: int, dropout: float):
         super().__init__(2 * input_size, hidden_size, rnn_type="lstm")
@@ -141,7 +141,7 @@ class Speller(nn.Module):
             tokens: (B, U) input of each step, `<sos>` first.
             memory: what the listener heard.
             sampling_rate: share of the inputs that are drawn from the speller's own last prediction
-                instead (equation 13; Bengio et al. 2015).
+                instead (section 3.3; Bengio et al. 2015).
 
         Returns (B, U, V) float32 log-probabilities and (B, U, T) attention weights.
         """
@@ -172,7 +172,7 @@ class Speller(nn.Module):
         return self.classify(output), state
 
     def _advance(self, gates: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
-        """s_i = LSTMs(s_{i-1}, y_{i-1}, c_{i-1}); c_i = attention(s_i, h): equations 6 and 8.
+        """s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1}); c_i = AttentionContext(s_i, h) (section 3.2).
 
         `gates` is what y_{i-1} adds to the gates of the first layer. Returns (N, D + H) s_i and c_i.
         """
@@ -187,7 +187,7 @@ class Speller(nn.Module):
         return torch.cat([x, context], dim=-1).to(self.hidden.weight.dtype), state
 
     def classify(self, outputs: Tensor) -> Tensor:
-        """P(y_i | x, y_<i) of s_i and c_i, by a perceptron and a softmax (equation 7): log-probabilities, float32."""
+        """P(y_i | x, y_<i) of s_i and c_i, by a perceptron and a softmax: log-probabilities, float32."""
         scores = self.output(self.dropout(self.hidden(outputs).tanh())).float()
         return scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1)
 
@@ -339,7 +339,7 @@ class LAS(Recognizer, name="las"):
         return [self.tokenizer.text(best.tokens) for best, in self._beam_search(encoding, Decoding(), None)]
 
     def search(self, encoding: Listening, decoder: Decoder) -> list[list[Candidate]]:
-        """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (equation 15).
+        """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (section 3.4).
 
         With `lm_fusion` shallow the n-gram's share stands inside the first term, at every character.
         """

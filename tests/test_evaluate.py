@@ -237,7 +237,7 @@ def test_emissions_are_what_ctc_said(files, tmp_path, capsys, name):
     (["--checkpoint", "{ctc}", "--report", "{file}/x"], "Not a directory"),
     (["--checkpoint", "{ctc}", "--save_emissions", "{tmp}"], "is a folder; name a file"),
     (["--checkpoint", "{ctc}", "{other}", "--save_emissions", "x.pt"], "--save_emissions: takes one --checkpoint"),
-    (["--checkpoint", "{no_ctc}", "--save_emissions", "x.pt"], "no_ctc.ckpt has no CTC output"),
+    (["--checkpoint", "{no_ctc}", "--save_emissions", "x.pt"], "no_ctc.ckpt is an attention model"),
 ])
 def test_what_is_wrong_in_one_line(files, capsys, monkeypatch, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)

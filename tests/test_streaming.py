@@ -19,7 +19,7 @@ def causal_network(**options) -> Recognizer:
     network = Recognizer.build("deepspeech2", **{**TINY["deepspeech2"], "bidirectional": False,
                                                  "normalization": "global", **options}).eval()
     with torch.no_grad():  # an untrained network writes blanks only; this one writes
-        network.head[-1].weight.mul_(20) if isinstance(network.head, torch.nn.Sequential) else network.head.weight.mul_(20)
+        network.head[-1].weight.mul_(20)
     return network
 
 

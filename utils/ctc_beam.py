@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
-from utils.ngram import LanguageModelError, check_words, load_kenlm, read_words, unpacked
+from utils.ngram import SPACE, LanguageModelError, check_words, load_kenlm, quiet_stderr, read_words, unpacked
 from utils.text import CharTokenizer
 
 INSTALL = "pip install -r requirements.txt installs it"
@@ -23,18 +23,21 @@ class CTCBeamSearch:
     Args:
         options: a `utils.decoding.Decoding`.
         tokenizer: of the network; column i of its log-probabilities is token i.
+        workers: utterances at a time; as many as there are cores by default.
 
     Raises LanguageModelError, and ImportError that names the missing package.
     """
 
-    def __init__(self, options, tokenizer: CharTokenizer):
+    def __init__(self, options, tokenizer: CharTokenizer, workers: int | None = None):
         self.options = options
         labels = ["", *tokenizer.alphabet]  # the blank, then the characters: the tokenizer's own order
-        words = None
-        if options.lm and (words := read_words(options.lm)) is not None:
+        words = read_words(options.lm) if options.lm else None
+        if words is not None and SPACE in words:
+            raise LanguageModelError(options.lm, "over characters, and the search over CTC takes one over words")
+        if words is not None:
             words = check_words(options.lm, words, tokenizer)
         backend = _Native if options.decoder_backend == "native" else _PyCTCDecode
-        self.backend = backend(options, labels, words)
+        self.backend = backend(options, labels, words, workers or os.cpu_count())
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
         """(B, T, C) log-probabilities and (B,) lengths to (text, score) pairs of each utterance, best first."""
@@ -50,14 +53,14 @@ class CTCBeamSearch:
 class _Native:
     """`ctc-beam-decoder`: threads, since the search holds no lock of Python."""
 
-    def __init__(self, options, labels: list[str], words: list[str] | None):
+    def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
         try:
             import ctc_beam_decoder
         except ImportError:
             raise ImportError(f"--decoder_backend native needs ctc-beam-decoder; {INSTALL}") from None
         self.options = options
         if options.lm:
-            with unpacked(options.lm) as path:
+            with unpacked(options.lm) as path, quiet_stderr():  # KenLM's progress bar
                 try:
                     self.decoder = ctc_beam_decoder.BeamSearchDecoder(
                         labels, kenlm_model_path=path, unigrams=words, alpha=options.alpha, beta=options.beta)
@@ -65,7 +68,7 @@ class _Native:
                     raise LanguageModelError(options.lm, " ".join(str(error).split())[:200]) from None
         else:
             self.decoder = ctc_beam_decoder.BeamSearchDecoder(labels)
-        self.threads = ThreadPoolExecutor(os.cpu_count())
+        self.threads = ThreadPoolExecutor(workers)
 
     def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
         return list(self.threads.map(self._one, arrays))
@@ -83,7 +86,7 @@ class _Native:
 class _PyCTCDecode:
     """pyctcdecode: processes, forked once."""
 
-    def __init__(self, options, labels: list[str], words: list[str] | None):
+    def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
         try:
             from pyctcdecode.alphabet import Alphabet
             from pyctcdecode.decoder import BeamSearchDecoderCTC
@@ -93,7 +96,7 @@ class _PyCTCDecode:
         self.options = options
         model = LanguageModel(load_kenlm(options.lm), words, options.alpha, options.beta) if options.lm else None
         self.decoder = BeamSearchDecoderCTC(Alphabet.build_alphabet(labels), model)
-        self.pool = multiprocessing.get_context("fork").Pool(os.cpu_count())  # after the model, which it inherits
+        self.pool = multiprocessing.get_context("fork").Pool(workers)  # after the model, which it inherits
 
     def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
         options = self.options

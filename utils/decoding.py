@@ -77,8 +77,8 @@ class Decoder:
     Raises LanguageModelError where a network asks for an n-gram that cannot be used.
     """
 
-    def __init__(self, options: Decoding, tokenizer: CharTokenizer):
-        self.options, self.tokenizer = options, tokenizer
+    def __init__(self, options: Decoding, tokenizer: CharTokenizer, *, workers: int | None = None):
+        self.options, self.tokenizer, self.workers = options, tokenizer, workers
 
     @cached_property
     def ngram(self) -> NGram | None:
@@ -88,7 +88,7 @@ class Decoder:
     @cached_property
     def ctc_beam(self) -> CTCBeamSearch:
         """The search over frames of CTC."""
-        return CTCBeamSearch(self.options, self.tokenizer)
+        return CTCBeamSearch(self.options, self.tokenizer, self.workers)
 
     def search_ctc(self, log_probs: Tensor, lengths: Tensor) -> list[list[Candidate]]:
         """The best texts of (B, T, C) CTC log-probabilities with (B,) lengths, best first."""

@@ -29,7 +29,7 @@ from utils.text import ENGLISH, CharTokenizer
 
 URL = "https://www.openslr.org/resources/11"
 TEXT = "librispeech-lm-norm.txt"
-MD5 = {  # of the .gz files; OpenSLR states none, these are pydrobert-pytorch's (its LibriSpeech recipe)
+MD5 = {  # of the .gz files; OpenSLR states none, these are from sdrobert's LibriSpeech recipe for pydrobert
     "3-gram.pruned.3e-7.arpa": "8f67ec741827742eee05799ab7605b50",
     "3-gram.pruned.1e-7.arpa": "9a0f1325bcaf3a0f7b7be4be10823c2a",
     "3-gram.arpa": "74cbb837e582378c26c602e1c8cbcb9c",
