@@ -15,10 +15,17 @@ from utils.ngram import SPACE, LanguageModelError, check_words, load_kenlm, quie
 from utils.text import CharTokenizer
 
 INSTALL = "pip install -r requirements.txt installs it"
+END = "</s>"
+LOWEST = -34.0  # natural log; both programs raise lower values to ln 1e-15 = -34.5
 
 
 class CTCBeamSearch:
     """N-best texts of CTC log-probabilities.
+
+    A text's score is ln P_CTC + alpha ln P_LM(text and its end) + beta for each word, and -10 alpha ln 10 for
+    each word that the n-gram does not list. The programs add that for the empty word too, to texts some
+    of whose paths end in a space, and to the empty text. So, with an n-gram, its end is spelled as one
+    more word, in two more frames; what the programs score after that is the same for all texts.
 
     Args:
         options: a `utils.decoding.Decoding`.
@@ -34,16 +41,35 @@ class CTCBeamSearch:
         words = read_words(options.lm) if options.lm else None
         if words is not None and SPACE in words:
             raise LanguageModelError(options.lm, "over characters, and the search over CTC takes one over words")
+        self.space = labels.index(" ") if options.lm and " " in labels else None
+        labels += [END] if self.space else []
         if words is not None:
-            words = check_words(options.lm, words, tokenizer)
+            words = [*check_words(options.lm, words, tokenizer), END]
         backend = _Native if options.decoder_backend == "native" else _PyCTCDecode
         self.backend = backend(options, labels, words, workers or os.cpu_count())
+        self.after_end = self._score_after_end(tokenizer.ctc_size) if self.space else 0.0
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
         """(B, T, C) log-probabilities and (B,) lengths to (text, score) pairs of each utterance, best first."""
         arrays = [one[:length].cpu().numpy() for one, length in zip(log_probs.float(), lengths.tolist(), strict=True)]
-        return [[(" ".join(beam[0].split()), float(beam[-1])) for beam in beams[: self.options.nbest]] or [("", 0.0)]
-                for beams in self.backend.search(arrays)]
+        if self.space:
+            arrays = [self._ended(array) for array in arrays]
+        return [[(" ".join(beam[0].removesuffix(END).split()), float(beam[-1]) - self.after_end)
+                 for beam in beams[: self.options.nbest]] or [("", 0.0)] for beams in self.backend.search(arrays)]
+
+    def _ended(self, array: np.ndarray, ends: int = 1) -> np.ndarray:
+        """(T, C) log-probabilities, and frames of a space and of the end: (T + 2 ends, C + 1)."""
+        frames, classes = array.shape
+        ended = np.full((frames + 2 * ends, classes + 1), -np.inf, dtype=np.float32)
+        ended[:frames, :classes] = array
+        ended[frames::2, self.space] = ended[frames + 1 :: 2, classes] = 0.0
+        return ended
+
+    def _score_after_end(self, classes: int) -> float:
+        """What all scores hold too much: by how much two ends exceed one."""
+        nothing = np.zeros((0, classes), dtype=np.float32)
+        (one, *_), (two, *_) = self.backend.search([self._ended(nothing), self._ended(nothing, ends=2)])
+        return float(two[-1]) - float(one[-1])
 
     def close(self) -> None:
         """Ends worker processes."""
@@ -75,9 +101,12 @@ class _Native:
 
     def _one(self, array: np.ndarray) -> list[tuple]:
         options = self.options
+        if not len(array):  # which it refuses
+            return []
         return self.decoder.decode_beams(
-            array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune, token_min_logp=options.token_min,
-            prune_history=options.nbest == 1, hotwords=list(options.hotwords), hotword_weight=options.hotword_weight)
+            array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
+            token_min_logp=max(options.token_min, LOWEST), prune_history=options.nbest == 1,
+            hotwords=list(options.hotwords), hotword_weight=options.hotword_weight)
 
     def close(self) -> None:
         self.threads.shutdown()
@@ -95,14 +124,14 @@ class _PyCTCDecode:
             raise ImportError(f"--decoder_backend pyctcdecode needs pyctcdecode; {INSTALL}") from None
         self.options = options
         model = LanguageModel(load_kenlm(options.lm), words, options.alpha, options.beta) if options.lm else None
-        self.decoder = BeamSearchDecoderCTC(Alphabet.build_alphabet(labels), model)
+        self.decoder = BeamSearchDecoderCTC(Alphabet(labels, False), model)
         self.pool = multiprocessing.get_context("fork").Pool(workers)  # after the model, which it inherits
 
     def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
         options = self.options
         return self.decoder.decode_beams_batch(
             self.pool, arrays, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
-            token_min_logp=options.token_min, prune_history=options.nbest == 1,
+            token_min_logp=max(options.token_min, LOWEST), prune_history=options.nbest == 1,
             hotwords=list(options.hotwords) or None, hotword_weight=options.hotword_weight)
 
     def close(self) -> None:
