@@ -344,13 +344,17 @@ class LAS(Recognizer, name="las"):
         With `lm_fusion` shallow the n-gram's share stands inside the first term, at every character.
         """
         options, lm = decoder.options, decoder.ngram
-        if lm is None or options.lm_fusion == "shallow":
-            found = self._beam_search(encoding, options, lm)
-            return [[Candidate(self.tokenizer.text(h.tokens), h.score) for h in hypotheses] for hypotheses in found]
-        found = self._beam_search(encoding, replace(options, nbest=options.beam_size), None)
-        ranked = [sorted((Candidate(text, h.score + options.alpha * lm.log_prob(text)) for h in hypotheses
-                          for text in [self.tokenizer.text(h.tokens)]), key=lambda c: -c.score) for hypotheses in found]
-        return [candidates[: options.nbest] for candidates in ranked]
+        rescored = lm is not None and options.lm_fusion == "rescore"
+        wide = replace(options, nbest=options.beam_size) if options.nbest > 1 or rescored else options
+        found = []
+        for hypotheses in self._beam_search(encoding, wide, None if rescored else lm):
+            texts = {}  # several hypotheses may differ in spaces alone; the best of them counts
+            for hypothesis in hypotheses:
+                texts.setdefault(self.tokenizer.text(hypothesis.tokens), hypothesis.score)
+            candidates = [Candidate(text, score + (options.alpha * lm.log_prob(text) if rescored else 0.0))
+                          for text, score in texts.items()]
+            found.append(sorted(candidates, key=lambda candidate: -candidate.score)[: options.nbest])
+        return found
 
     def _beam_search(self, encoding: Listening, options: Decoding, lm: NGram | None) -> list[list[Hypothesis]]:
         """The speller, CTC and the n-gram as one model of the next character."""

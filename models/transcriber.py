@@ -85,10 +85,11 @@ class Transcriber:
                     on_error(window.error)
                     heard = []
                     continue
-                heard.append((window, next(outputs)))
-                progress(min(len(window.waveform) / SAMPLE_RATE, self.step))
+                seconds = len(window.waveform) / SAMPLE_RATE
+                heard.append((window.start, next(outputs)))  # the waveform goes: hours of it would be gigabytes
+                progress(min(seconds, self.step))
                 if window.last:
-                    yield self._join(heard)
+                    yield self._join(window.name, heard, window.start + seconds)
                     heard = []
 
     def _windows(self, recordings: Iterable) -> Iterator["_Window"]:
@@ -130,13 +131,12 @@ class Transcriber:
         return [([Candidate("", 0.0)], []) if nothing else pair
                 for pair, nothing in zip(zip(found, words, strict=True), silent, strict=True)]
 
-    def _join(self, heard: list[tuple["_Window", object]]) -> Transcript:
-        """What was heard in the windows of one recording, as one transcript."""
-        windows, outputs = zip(*heard, strict=True)
-        seconds = windows[-1].start + len(windows[-1].waveform) / SAMPLE_RATE
+    def _join(self, name: str, heard: list[tuple[float, object]], seconds: float) -> Transcript:
+        """What was heard from each start on in a recording of so many seconds, as one transcript."""
         if self.network.spells:
-            pieces = [(window.start, *output) for window, output in heard]
+            pieces = [(start, *output) for start, output in heard]
         else:
+            outputs = [output for _, output in heard]
             pieces = self._decode(join_windows(outputs, self.step_frames, self.space))
         words = [word._replace(start=round(word.start + start, 3), end=round(word.end + start, 3))
                  for start, _, found in pieces for word in found]
@@ -145,7 +145,7 @@ class Transcriber:
         else:
             text = " ".join(found[0].text for _, found, _ in pieces if found[0].text)
             candidates = [Candidate(text, sum(found[0].score for _, found, _ in pieces))]
-        return Transcript(windows[0].name, candidates[0].text, round(seconds, 3), words, candidates)
+        return Transcript(name, candidates[0].text, round(seconds, 3), words, candidates)
 
     def _decode(self, log_probs: Tensor) -> list[tuple[float, list[Candidate], list[Word]]]:
         """Start in seconds, candidates and words of each piece of (T, C) log-probabilities."""
@@ -196,12 +196,16 @@ def cut_at_spaces(log_probs: Tensor, longest: int, space: int) -> list[Tensor]:
     return [*pieces, log_probs]
 
 
-def word_ends(log_probs: Tensor, space: int, frames: int = 4) -> Tensor:
-    """(T,) how surely a space comes in the next frames; where none does, and among equals, how sure the blank is."""
+def word_ends(log_probs: Tensor, space: int) -> Tensor:
+    """(T,) how surely a frame stands between words: it or the next one is a space, and it is no letter.
+
+    Two windows may hear the same space one frame apart. Where none is near, the surest blank is best.
+    """
     probabilities = log_probs.exp()
-    soon = F.max_pool1d(F.pad(probabilities[:, space][None], (0, frames)), frames + 1, stride=1)[0]
-    still = F.avg_pool1d(probabilities[:, 0][None], 3, stride=1, padding=1)[0]
-    return soon + 0.1 * still
+    spaces, blanks = probabilities[:, space], probabilities[:, 0]
+    soon = torch.maximum(spaces, F.pad(spaces[1:], (0, 1)))
+    still = F.avg_pool1d(blanks[None], 3, stride=1, padding=1)[0]
+    return soon - (1 - blanks - spaces) + 0.1 * still
 
 
 def segments(waveforms: Iterable[Tensor], longest: float) -> Iterator[tuple[float, Tensor]]:
