@@ -11,6 +11,7 @@ normalisation (3.2) `SequenceBatchNorm`; recurrent layers (3.1) `RecurrentLayer`
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.features import Normalization
@@ -21,14 +22,15 @@ from utils.batch import Batch
 from utils.ctc import greedy_decode
 from utils.decoding import Decoder
 from utils.text import ENGLISH
-from utils.transcript import Candidate, Word
+from utils.transcript import Candidate
 
 
 class Encoding(NamedTuple):
-    """Recurrent states of B utterances."""
+    """What the layers made of B utterances."""
 
-    frames: Tensor  # (B, T, H)
+    frames: Tensor  # (B, T, H) recurrent states
     lengths: Tensor  # (B,) int64
+    local: Tensor  # (B, T, rnn_size) output of the convolutions
 
 
 class DeepSpeech2(Recognizer, name="deepspeech2"):
@@ -55,6 +57,7 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
         norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
         head: classifier: one linear layer, or linear, GELU, dropout, linear.
         dropout: in the residual blocks, after each recurrent layer and in the head.
+        local_ctc_weight: of a CTC loss on the convolutions, which tells when words are spoken; 0 leaves it out.
         mingru_scan: how minGRU's states are computed in training: a scan in linear or log space, or in sequence.
         alphabet: the characters that the network can write, each once.
     """
@@ -66,7 +69,7 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
                  rnn_type: RNNType = "gru", rnn_size: int = 512, rnn_layers: int = 5,
                  bidirectional: bool = True, lookahead: int = 20, norm: Norm = "layer",
                  head: Literal["linear", "mlp"] = "mlp", dropout: float = 0.2,
-                 mingru_scan: ScanSpace = "linear", alphabet: str = ENGLISH):
+                 local_ctc_weight: float = 0.0, mingru_scan: ScanSpace = "linear", alphabet: str = ENGLISH):
         super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalization=normalization,
                          freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                          time_width=time_width, time_share=time_share, alphabet=alphabet)
@@ -79,17 +82,22 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
             for i in range(rnn_layers))
         self.lookahead = LookaheadConv(outputs, lookahead) if lookahead and not bidirectional else None
         self.head = classifier(head, outputs, rnn_size, self.tokenizer.ctc_size, dropout)
+        if not 0 <= local_ctc_weight < 1:
+            raise ValueError(f"local_ctc_weight {local_ctc_weight} must be at least 0 and below 1")
+        self.local_ctc_weight = local_ctc_weight
+        self.local_head = nn.Linear(rnn_size, self.tokenizer.ctc_size) if local_ctc_weight else None
+        self.losses = ("loss", "ctc", "local_ctc") if local_ctc_weight else ("loss",)
 
     def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
         """(B, S) samples and (B,) counts to (B, T, H) recurrent states and (B,) lengths."""
         features, lengths = self.augmented_features(waveforms, sample_counts)  # (B, T, F)
         x, lengths = self.cnn(features, lengths)  # (B, T', C * F')
-        x = self.project(x)  # (B, T', H)
+        x = local = self.project(x)  # (B, T', H)
         for layer in self.rnn:
             x = layer(x, lengths)
         if self.lookahead is not None:
             x = self.lookahead(x, lengths)
-        return Encoding(mask_frames(x, lengths), lengths)
+        return Encoding(mask_frames(x, lengths), lengths, local)
 
     def ctc_log_probs(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """(B, T, V) float32 log-probabilities of blank and characters, and (B,) lengths."""
@@ -101,7 +109,12 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
 
     def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
         """CTC negative log-likelihood, nats, summed over the batch."""
-        return {"loss": self.ctc_loss(*self.ctc_log_probs(encoding), batch)}
+        ctc = self.ctc_loss(*self.ctc_log_probs(encoding), batch)
+        if self.local_head is None:
+            return {"loss": ctc}
+        local = self.ctc_loss(self.alignment_log_probs(encoding), encoding.lengths, batch)
+        loss = (1 - self.local_ctc_weight) * ctc + self.local_ctc_weight * local
+        return {"loss": loss, "ctc": ctc, "local_ctc": local}
 
     def decode(self, encoding: Encoding) -> list[str]:
         """Greedy best path over valid frames."""
@@ -112,10 +125,15 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
         """Greedy best path, or prefix beam search with an n-gram."""
         return decoder.search_ctc(*self.ctc_log_probs(encoding))
 
-    def align(self, encoding: Encoding, texts: list[str]) -> list[list[Word]]:
-        """Words by forced alignment; a text with more characters than CTC has frames for has none."""
-        outputs = zip(*self.ctc_log_probs(encoding), texts, strict=True)
-        return [self.align_ctc(log_probs[:length], text) or [] for log_probs, length, text in outputs]
+    def alignment_log_probs(self, encoding: Encoding) -> Tensor:
+        """(B, T, V) log-probabilities that tell when characters are spoken.
+
+        Recurrent layers hear everything, and CTC lets them write a character long before or after it is
+        spoken. Convolutions hear a quarter of a second, and cannot.
+        """
+        if self.local_head is None:
+            return self.ctc_log_probs(encoding)[0]
+        return self.local_head(F.gelu(encoding.local)).float().log_softmax(dim=-1)
 
     @property
     def ctc_frame_samples(self) -> int:

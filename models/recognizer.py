@@ -88,9 +88,18 @@ class Recognizer(nn.Module, ABC):
     def ctc_frame_samples(self) -> int:
         """Samples between neighbouring frames of CTC; frame t is centred on sample t times as many."""
 
-    @abstractmethod
+    def alignment_log_probs(self, encoding: NamedTuple) -> Tensor | None:
+        """(B, T, V) CTC log-probabilities that tell when characters are spoken; None without CTC."""
+        ctc = self.ctc_log_probs(encoding)
+        return None if ctc is None else ctc[0]
+
     def align(self, encoding: NamedTuple, texts: list[str]) -> list[list[Word]]:
-        """The words of each utterance's text with times in seconds and confidences."""
+        """The words of each utterance's text with times in seconds and confidences, by forced alignment.
+
+        A text with more characters than CTC has frames for gets none.
+        """
+        outputs = zip(self.alignment_log_probs(encoding), self.ctc_log_probs(encoding)[1], texts, strict=True)
+        return [self.align_ctc(log_probs[:length], text) or [] for log_probs, length, text in outputs]
 
     def schedule(self, steps: int) -> None:
         """Called before each training step with the optimiser steps so far, for what changes with them."""

@@ -114,7 +114,10 @@ class Transcriber:
                 yield _Window(name, 0.0, None, last=True, error=error)
 
     def _hear(self, windows: list["_Window"]) -> list:
-        """Log-probabilities of CTC, or the candidates and words of a model that spells, of each window."""
+        """Of each window, two log-probabilities side by side, (T, 2 C), one for the text and one for its times.
+
+        Or, of a model that spells, the candidates and their words.
+        """
         if not windows:
             return []
         device = next(self.network.parameters()).device
@@ -124,6 +127,7 @@ class Transcriber:
         silent = [bool(waveform.abs().max() <= SILENCE) for waveform in waveforms]
         if not self.network.spells:
             log_probs, lengths = self.network.ctc_log_probs(encoding)
+            log_probs = torch.cat([log_probs, self.network.alignment_log_probs(encoding)], dim=-1)
             return [_blank_only(one[:length]) if nothing else one[:length].cpu()
                     for one, length, nothing in zip(log_probs, lengths.tolist(), silent, strict=True)]
         found = self.network.search(encoding, self.decoder)
@@ -148,16 +152,18 @@ class Transcriber:
         return Transcript(name, candidates[0].text, round(seconds, 3), words, candidates)
 
     def _decode(self, log_probs: Tensor) -> list[tuple[float, list[Candidate], list[Word]]]:
-        """Start in seconds, candidates and words of each piece of (T, C) log-probabilities."""
+        """Start in seconds, candidates and words of each piece of (T, 2 C) log-probabilities."""
+        classes = self.network.tokenizer.ctc_size
         pieces = cut_at_spaces(log_probs, int(PIECE * self.frames_a_second), self.space)
         starts = [0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()]
         decoded = []
         for i in range(0, len(pieces), self.batch_size):
             some = pieces[i : i + self.batch_size]
             lengths = torch.tensor([len(piece) for piece in some])
-            found = self.decoder.search_ctc(pad_sequence(some, batch_first=True), lengths)
+            padded = pad_sequence([piece[:, :classes] for piece in some], batch_first=True)
+            found = self.decoder.search_ctc(padded, lengths)
             for start, piece, candidates in zip(starts[i:], some, found, strict=False):
-                words = self.network.align_ctc(piece, candidates[0].text)
+                words = self.network.align_ctc(piece[:, classes:], candidates[0].text)
                 decoded.append((start / self.frames_a_second, candidates, words))
         return decoded
 
@@ -247,5 +253,5 @@ def _windows_of(waveform: Tensor, step: int, overlap: int) -> Iterator[Tensor]:
 def _blank_only(log_probs: Tensor) -> Tensor:
     """Of a recording below SILENCE, in which a network would hear something all the same."""
     blank = torch.full(log_probs.shape, -100.0)
-    blank[:, 0] = 0.0
+    blank[:, 0] = blank[:, log_probs.shape[1] // 2] = 0.0
     return blank

@@ -25,6 +25,7 @@ VARIANTS = {  # every branch of every model
     "mingru-log": ("deepspeech2", {"rnn_type": "mingru", "mingru_scan": "log"}),
     "batchnorm": ("deepspeech2", {"norm": "batch", "time_stride": 4}),
     "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
+    "local-ctc": ("deepspeech2", {"rnn_type": "mingru", "local_ctc_weight": 0.3}),
     "las": ("las", {"guided_weight": 1.0}),
     "las-bahdanau": ("las", {"attention": "bahdanau", "frontend": "vgg", "pyramid_layers": 1}),
     "las-location": ("las", {"attention": "location", "frontend": "rescnn", "tied_embedding": True}),

@@ -28,7 +28,8 @@ def align_ctc(log_probs: Tensor, text: str, tokenizer: CharTokenizer, frame_seco
         return None
     from torchaudio.functional import forced_align, merge_tokens
 
-    path, scores = forced_align(log_probs[None].float().cpu(), torch.tensor([tokens]), blank=tokenizer.blank)
+    log_probs = log_probs[None].float().cpu().contiguous()
+    path, scores = forced_align(log_probs, torch.tensor([tokens]), blank=tokenizer.blank)
     spans = merge_tokens(path[0], scores[0], blank=tokenizer.blank)  # their scores are mean log-probabilities
     times = [((span.start - 0.5) * frame_seconds, (span.end - 0.5) * frame_seconds) for span in spans]
     return join_words(text, times, [span.score for span in spans])
