@@ -32,6 +32,7 @@ from utils.cli import (
     positive_int,
     read_yaml,
     share,
+    steps_or_minutes,
 )
 from utils.runtime import git_revision, keep_large_blocks, quiet_packages
 
@@ -100,6 +101,8 @@ def _add_training_flags(group) -> None:
 def _add_run_flags(group) -> None:
     group.add_argument("--output_dir", help="checkpoints and results; runs/CONFIG or runs/MODEL by default")
     group.add_argument("--checkpoint_path", help="checkpoint to resume, or auto for the newest of this run")
+    group.add_argument("--checkpoint_every", type=steps_or_minutes, metavar="N|Nm",
+                       help="optimiser steps, or minutes with an m, between checkpoints within an epoch")
     group.add_argument("--logger", choices=("comet", "tensorboard", "csv", "none"), default="comet",
                        help="experiment logger")
     group.add_argument("--log_every", type=positive_int, default=20, help="steps between logged training metrics")
@@ -209,7 +212,15 @@ def build_callbacks(args: argparse.Namespace) -> list:
     """Checkpoints, early stop, progress and what is shown of a run."""
     from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 
-    from utils.callbacks import Checkpoints, History, Samples, SkippedFiles, Throughput, WeightAverage
+    from utils.callbacks import (
+        Checkpoints,
+        History,
+        PeriodicCheckpoint,
+        Samples,
+        SkippedFiles,
+        Throughput,
+        WeightAverage,
+    )
 
     callbacks = [Throughput(), SkippedFiles()]
     if args.progress_bar:
@@ -219,6 +230,10 @@ def build_callbacks(args: argparse.Namespace) -> list:
     output = Path(args.output_dir)
     callbacks += [Samples(output / "samples"), History(output / "history.jsonl")]
     callbacks.append(Checkpoints(output / "checkpoints", keep=KEPT_CHECKPOINTS))
+    if args.checkpoint_every:
+        kind = "minutes" if args.checkpoint_every.endswith("m") else "steps"
+        every = int(args.checkpoint_every.removesuffix("m"))
+        callbacks.append(PeriodicCheckpoint(output / "checkpoints", **{kind: every}))
     if args.logger != "none":
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if args.ema_decay:

@@ -79,17 +79,25 @@ class SpeechDataset(Dataset):
 
 
 class SpeechLoader(DataLoader):
-    """Batches of a SpeechDataset. Raises AudioError and DataError as they were, from workers too: torch
-    would make another exception of them, with a traceback for its message."""
+    """Batches of a SpeechDataset, and how many of the epoch under way were given out.
+
+    Raises AudioError and DataError as they were, from workers too: torch would make another exception of
+    them, with a traceback for its message.
+    """
+
+    done = 0  # batches of the epoch under way that were given out
 
     def __iter__(self):
+        self.done = self.batch_sampler.skip
         for batch in super().__iter__():
             if isinstance(batch, Exception):
                 try:
                     raise batch
                 finally:
                     del batch  # its traceback would keep this frame, and with it the workers
+            self.done += 1
             yield batch
+        self.done = 0
 
 
 class LibriSpeechDataModule(lightning.LightningDataModule):
@@ -127,6 +135,26 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         self.num_workers, self.speeds = num_workers, speeds
         self.skip_bad_audio, self.overfit, self.url = skip_bad_audio, overfit, url
         self._indexes: dict[tuple[str, bool], Index] = {}
+        self._train_loader: SpeechLoader | None = None
+        self._resumed: dict = {}  # of a checkpoint within an epoch
+
+    def state_dict(self) -> dict:
+        """Where training stands in the epoch: batches that every process had, and what made them."""
+        if self._train_loader is None:
+            return {}
+        done = self._train_loader.done % len(self._train_loader)  # all of them is none of the next epoch
+        return {"batches": done, **self._batching()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The first epoch begins after the batches of `state`. Raises DataError where these would be others."""
+        self._resumed = state
+        if state.get("batches") and (now := self._batching()) != {name: state[name] for name in now}:
+            raise DataError(f"the checkpoint stands within an epoch of other batches, {state}, not {now}: go on with "
+                            "the same flags and processes, or from a checkpoint at the end of an epoch")
+
+    def _batching(self) -> dict:
+        return {"batch_size": self.batch_size, "batch_seconds": self.batch_seconds, "seed": self.seed,
+                "processes": self.trainer.world_size if self.trainer else 1}
 
     def prepare_data(self) -> None:
         """Downloads and indexes, in one process a machine; the others find it done."""
@@ -155,7 +183,9 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled by epoch, all training sets as one."""
         utterances = [u for name in self.train_sets for u in self.index(name, training=True).utterances]
-        return self._loader(utterances, shuffle=not self.overfit, speeds=self.speeds)
+        self._train_loader = self._loader(utterances, shuffle=not self.overfit, speeds=self.speeds)
+        self._train_loader.batch_sampler.skip = self._resumed.get("batches", 0)
+        return self._train_loader
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a dev set, sorted by duration, no utterance twice."""

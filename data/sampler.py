@@ -43,6 +43,7 @@ class DurationBatchSampler(Sampler[list[Draw]]):
         self.seconds = np.asarray(seconds)
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.rank, self.world_size = rank, world_size
+        self.skip = 0  # batches that the next iteration leaves out: a resumed epoch has seen them
         order = np.argsort(-self.seconds, kind="stable")
         self.buckets = np.array_split(order, min(BUCKETS, max(1, len(order) // 8)))
         self.counts = self._batch_counts(batch_size, batch_seconds)
@@ -63,7 +64,8 @@ class DurationBatchSampler(Sampler[list[Draw]]):
             batches += np.array_split(members, count)
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
-        for batch in batches[self.rank :: self.world_size]:
+        skip, self.skip = self.skip, 0
+        for batch in batches[self.rank :: self.world_size][skip:]:
             yield [Draw(int(i), self._draw_seed(int(i))) for i in batch]
 
     def padding(self) -> float:

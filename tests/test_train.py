@@ -1,6 +1,8 @@
 """`train.py` as it is typed: train, resume, several processes, and what it refuses."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,7 +15,7 @@ from conftest import CORPUS, ROOT, TINY
 
 import train
 from models import Recognizer
-from utils.checkpoint import CheckpointError
+from utils.checkpoint import CheckpointError, newest_checkpoint
 from utils.cli import UsageError
 
 DATA = [f"--data_root={CORPUS}", "--train_sets", "train", "--val_sets", "dev", "test", "--test_sets", "test"]
@@ -84,6 +86,35 @@ def test_a_resumed_run_ends_as_the_unbroken_one(tmp_path, model, more):
         assert torch.equal(value, found["state_dict"][name]), name
     states = [(kept["optimizer_states"][0]["state"], kept.get("current_model_state", {})) for kept in (expected, found)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("model", "workers"), [("deepspeech2", "2"), ("las", "0")])
+def test_a_run_resumed_within_an_epoch_ends_as_the_unbroken_one(tmp_path, model, workers):
+    """From step 10, the second of four in the last epoch, bit for bit."""
+    flags = ["--epochs", "3", "--batch_size", "3", "--speed_perturb", "0.9", "1.1", "--ema_decay", "0.9", "-w", workers]
+    train.main(arguments(tmp_path / "whole", *flags, "--checkpoint_every", "5", model=model))
+    periodic = tmp_path / "whole" / "checkpoints" / "periodic.ckpt"
+    assert torch.load(periodic, weights_only=True)["global_step"] == 10
+    train.main(arguments(tmp_path / "resumed", *flags, "--checkpoint_path", str(periodic), model=model))
+    states = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+              for name in ("whole", "resumed")]
+    assert states[0]["global_step"] == states[1]["global_step"] == 12
+    for part in ("current_model_state", "state_dict"):
+        torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+    optimizers = [state["optimizer_states"][0]["state"] for state in states]
+    torch.testing.assert_close(*optimizers, rtol=0, atol=0)
+
+
+def test_auto_passes_over_what_cannot_be_read(unbroken, tmp_path, capsys):
+    """A checkpoint that was cut off; and steps decide, not the clock."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(unbroken / "checkpoints", folder, symlinks=True)
+    first = next(folder.glob("epoch000*.ckpt"))
+    os.utime(first)  # the newest by the clock
+    (folder / "periodic.ckpt").write_bytes(first.read_bytes()[:5000])
+    found = newest_checkpoint(folder)
+    assert torch.load(found, weights_only=True)["epoch"] == 2
+    assert "passed over" in (error := capsys.readouterr().err) and "periodic.ckpt" in error
 
 
 def test_evaluation_sees_the_averaged_weights(tmp_path):

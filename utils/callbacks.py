@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer, module) -> None:
         """The clock starts anew."""
         self._started, self._audio, self._padded = time.perf_counter(), 0.0, 0.0
+
+    on_train_start = on_train_epoch_start  # an epoch that is resumed has no start
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         """Adds one batch, all processes taken to be alike."""
@@ -106,6 +109,15 @@ class Checkpoints(ModelCheckpoint):
             beside.unlink(missing_ok=True)
             beside.symlink_to(Path(self.best_model_path).name)
             beside.replace(Path(self.dirpath, "best.ckpt"))
+
+
+class PeriodicCheckpoint(ModelCheckpoint):
+    """`periodic.ckpt`, in the middle of an epoch: every so many optimiser steps, or minutes."""
+
+    def __init__(self, folder: Path, *, steps: int | None = None, minutes: float | None = None):
+        super().__init__(dirpath=folder, filename="periodic", save_top_k=1, every_n_train_steps=steps,
+                         train_time_interval=timedelta(minutes=minutes) if minutes else None,
+                         enable_version_counter=False)
 
 
 class WeightAverage(WeightAveraging):

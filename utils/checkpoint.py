@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -38,11 +39,21 @@ def read_checkpoint(path) -> dict:
 
 
 def newest_checkpoint(folder) -> Path:
-    """The checkpoint in `folder` that was written last. Raises CheckpointError where there is none."""
-    found = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    """The checkpoint in `folder` with the most steps, whatever the clock said; names those that cannot be read.
+
+    Raises CheckpointError where there is none.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*.ckpt")):
+        if path.is_symlink():
+            continue
+        try:
+            found.append((read_checkpoint(path).get("global_step", 0), path.stat().st_mtime_ns, path))
+        except CheckpointError as error:
+            print(f"passed over {error}", file=sys.stderr)
     if not found:
         raise CheckpointError(folder, "no checkpoint to resume from; leave --checkpoint_path out to start anew")
-    return found[-1]
+    return max(found)[2]
 
 
 def best_checkpoints(folder, count: int) -> list[Path]:

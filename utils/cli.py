@@ -146,6 +146,15 @@ def nonnegative_float(text: str) -> float:
     return value
 
 
+def steps_or_minutes(text: str) -> str:
+    """argparse type: a count of steps such as 500, or of minutes such as 10m."""
+    try:
+        positive_int(text.removesuffix("m"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} must be steps such as 500, or minutes such as 10m") from None
+    return text
+
+
 def share(text: str) -> float:
     """argparse type: a number from 0 to below 1."""
     value = float(text)
