@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -34,9 +34,9 @@ from utils.cli import (
     OneLineParser,
     UsageError,
     add_constructor_flags,
-    config_arguments,
     fail,
     nonnegative_int,
+    parse_with_config,
     positive_float,
     positive_int,
 )
@@ -100,12 +100,7 @@ def _add_data_flags(group) -> None:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags and the config file, the command line winning. Raises UsageError."""
-    argv = sys.argv[1:] if argv is None else argv
-    first = OneLineParser(add_help=False)
-    first.add_argument("--config")
-    config = first.parse_known_args(argv)[0].config
-    parser = build_parser()
-    args = parser.parse_args((config_arguments(config, parser) if config else []) + argv)
+    args = parse_with_config(build_parser(), sys.argv[1:] if argv is None else argv)
     args.checkpoint, args.test_sets = list(dict.fromkeys(args.checkpoint)), list(dict.fromkeys(args.test_sets))
     if args.compare_greedy and args.decoder == "greedy":
         raise UsageError("--compare_greedy: there is only greedy decoding to compare; add --decoder beam")
@@ -117,7 +112,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def decodings(args: argparse.Namespace) -> dict[str, Decoding]:
     """The ways of decoding, by a name for each. Raises UsageError."""
     try:
-        options = Decoding(**{one.name: getattr(args, one.name) for one in fields(Decoding)})
+        options = Decoding.of(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if options.decoder == "greedy":

@@ -19,7 +19,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -31,8 +30,8 @@ from utils.cli import (
     OneLineParser,
     UsageError,
     add_constructor_flags,
-    config_arguments,
     fail,
+    parse_with_config,
     positive_float,
     positive_int,
 )
@@ -65,12 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags and the config file, the command line winning. Raises UsageError."""
-    argv = sys.argv[1:] if argv is None else argv
-    first = OneLineParser(add_help=False)
-    first.add_argument("--config")
-    config = first.parse_known_args(argv)[0].config
-    parser = build_parser()
-    args = parser.parse_args((config_arguments(config, parser) if config else []) + argv)
+    args = parse_with_config(build_parser(), sys.argv[1:] if argv is None else argv)
     if bool(args.audio) == args.stream:
         raise UsageError("give either --audio FILES or --stream")
     if args.output_format == "all" and not args.output_dir:
@@ -81,7 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def decoding(args: argparse.Namespace) -> Decoding:
     """The decoding flags. Raises UsageError."""
     try:
-        return Decoding(**{field.name: getattr(args, field.name) for field in fields(Decoding)})
+        return Decoding.of(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

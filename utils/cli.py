@@ -57,6 +57,14 @@ def _flag_type(hint) -> dict:
     return {"type": hint}
 
 
+def parse_with_config(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Flags, before them those of the `--config` file among them, so that the command line wins. Raises UsageError."""
+    first = OneLineParser(add_help=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    return parser.parse_args((config_arguments(config, parser) if config else []) + argv)
+
+
 def config_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """A YAML file of flags as command-line arguments; argparse then checks them like any other.
 

@@ -1,6 +1,6 @@
 """How a text is chosen from what a network heard: the options that `inference.py` and `evaluate.py` share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
 
@@ -50,6 +50,11 @@ class Decoding:
     coverage_weight: float = 0.0
     ctc_score_weight: float = 0.0
     lm_fusion: Literal["shallow", "rescore"] = "shallow"
+
+    @classmethod
+    def of(cls, args) -> "Decoding":
+        """The options among the attributes of `args`, as a command line was parsed. Raises ValueError."""
+        return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
 
     def __post_init__(self):
         """Raises ValueError that names the flag."""
