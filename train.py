@@ -282,8 +282,9 @@ def train(args: argparse.Namespace):
     Returns the trainer and the test sets' ErrorCounts by name (empty where nothing was tested).
     """
     import lightning
+    import torch
 
-    from models.lightning_module import SpeechModule
+    from models.lightning_module import SpeechModule, TrainingError
     from utils.loggers import build_logger, close_logger
 
     quiet_packages()  # after the import, which sets its own levels
@@ -303,8 +304,20 @@ def train(args: argparse.Namespace):
                               weight_decay=args.weight_decay, seed=args.seed)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return trainer, test(args, trainer, module, data)
+    except torch.OutOfMemoryError:
+        raise UsageError(out_of_memory(module)) from None
+    except TrainingError as error:
+        raise UsageError(str(error)) from None
     finally:
         close_logger(logger)
+
+
+def out_of_memory(module) -> str:
+    """What to change, and how large the batch was."""
+    audio, padded = module.batch_seconds
+    return (f"the device's memory is full at a batch of {len(module.batch_ids)} utterances, {audio:.0f} s of audio and "
+            f"{padded:.0f} s with padding; --batch_seconds {max(padded // 2, 1):.0f} with --accumulate 2 is about the same "
+            "training in half the memory")
 
 
 def test(args: argparse.Namespace, trainer, module, data) -> dict:

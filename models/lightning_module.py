@@ -13,6 +13,10 @@ from utils.batch import Batch
 from utils.metrics import ErrorCounts, count_errors
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message is one line."""
+
+
 class SpeechModule(lightning.LightningModule):
     """Optimiser, schedule, steps, metrics and logging around a network that knows none of them.
 
@@ -23,14 +27,17 @@ class SpeechModule(lightning.LightningModule):
         weight_decay: of AdamW, for matrices and filters only.
         seed: every training step's randomness follows from it and the step's own number, so that a
             resumed run draws what the unbroken one would have drawn.
+        patience: steps in a row that may be skipped because their gradient is not finite.
     """
 
     def __init__(self, network: Recognizer, *, learning_rate: float = 3e-4, warmup_steps: int = 1000,
-                 weight_decay: float = 1e-2, seed: int = 0):
+                 weight_decay: float = 1e-2, seed: int = 0, patience: int = 10):
         super().__init__()
         self.network = network
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
-        self.seed = seed
+        self.seed, self.patience = seed, patience
+        self.skipped, self.skipped_in_a_row = 0, 0  # steps
+        self.batch_ids: list[str] = []  # utterances of the batch under way
         self.results: dict[str, ErrorCounts] = {}  # of the last evaluation, by split
         self._totals: list[_SplitTotals] = []
         self.batch_seconds = (0.0, 0.0)  # of the batch under way: audio, and audio with padding
@@ -47,6 +54,7 @@ class SpeechModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's random numbers a function of seed, epoch, step and process."""
         self.network.schedule(self.global_step)
+        self.batch_ids = batch.ids
         key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
@@ -72,9 +80,24 @@ class SpeechModule(lightning.LightningModule):
         return losses["loss"]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clips the norm of all gradients together, and logs it as it was before."""
+        """Clips the norm of all gradients together, and logs it as it was before.
+
+        A step whose gradient is not finite leaves the weights as they are. Raises TrainingError after
+        `patience` of them in a row.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         self.log("train/grad_norm", norm)
+        if norm.isfinite():
+            self.skipped_in_a_row = 0
+            return
+        self.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        print(f"step {self.global_step} skipped, its gradient is not finite ({self.skipped} so far); utterances: "
+              f"{' '.join(self.batch_ids)}", flush=True)
+        if self.skipped_in_a_row >= self.patience:
+            raise TrainingError(f"{self.patience} steps in a row had a gradient that is not finite, the last with "
+                                f"{', '.join(self.batch_ids[:3])}; a lower --learning_rate, more --warmup_steps or "
+                                "--precision 32-true may help")
 
     def configure_optimizers(self) -> dict:
         """AdamW; the schedule is a function of the step."""

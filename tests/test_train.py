@@ -14,7 +14,7 @@ import yaml
 from conftest import CORPUS, ROOT, TINY
 
 import train
-from models import Recognizer
+from models import DeepSpeech2, Recognizer
 from utils.checkpoint import CheckpointError, newest_checkpoint
 from utils.cli import UsageError
 
@@ -103,6 +103,46 @@ def test_a_run_resumed_within_an_epoch_ends_as_the_unbroken_one(tmp_path, model,
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
     optimizers = [state["optimizer_states"][0]["state"] for state in states]
     torch.testing.assert_close(*optimizers, rtol=0, atol=0)
+
+
+def break_loss(monkeypatch, steps) -> None:
+    """The loss is not a number at these calls."""
+    calls, loss = [], DeepSpeech2.loss
+
+    def broken(network, encoding, batch):
+        sums = loss(network, encoding, batch)
+        calls.append(network.training)
+        return {"loss": sums["loss"] * float("nan")} if network.training and sum(calls) - 1 in steps else sums
+
+    monkeypatch.setattr(DeepSpeech2, "loss", broken)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, capsys):
+    """The weights stay finite, and a run of which every step is broken keeps the weights it began with."""
+    break_loss(monkeypatch, steps={1})
+    train.main(arguments(tmp_path / "run", "--epochs", "2"))
+    assert "step 1 skipped, its gradient is not finite (1 so far); utterances: 9001-" in capsys.readouterr().out
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run" / "checkpoints" / "last.ckpt").values())
+
+
+def test_a_run_of_broken_steps_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    break_loss(monkeypatch, steps=range(100))
+    with pytest.raises(SystemExit):
+        train.main(arguments(tmp_path / "run", "--epochs", "9", "--batch_size", "2"))
+    error = capsys.readouterr().err
+    assert "10 steps in a row had a gradient that is not finite" in error and "--learning_rate" in error
+
+
+def test_full_memory_names_the_batch_and_the_flag(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DeepSpeech2, "loss", full)
+    with pytest.raises(SystemExit):
+        train.main(arguments(tmp_path / "run", "--epochs", "1"))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("train.py: error: the device's memory is full at a batch of 5 utterances")
+    assert "--batch_seconds" in error
 
 
 def test_auto_passes_over_what_cannot_be_read(unbroken, tmp_path, capsys):
