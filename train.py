@@ -316,8 +316,8 @@ def out_of_memory(module) -> str:
     """What to change, and how large the batch was."""
     audio, padded = module.batch_seconds
     return (f"the device's memory is full at a batch of {len(module.batch_ids)} utterances, {audio:.0f} s of audio and "
-            f"{padded:.0f} s with padding; --batch_seconds {max(padded // 2, 1):.0f} with --accumulate 2 is about the same "
-            "training in half the memory")
+            f"{padded:.0f} s with padding; --batch_seconds {max(padded // 2, 1):.0f} with --accumulate 2 is about the "
+            "same training in half the memory")
 
 
 def test(args: argparse.Namespace, trainer, module, data) -> dict:

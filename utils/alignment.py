@@ -31,7 +31,8 @@ def align_ctc(log_probs: Tensor, text: str, tokenizer: CharTokenizer, frame_seco
     log_probs = log_probs[None].float().cpu().contiguous()
     path, scores = forced_align(log_probs, torch.tensor([tokens]), blank=tokenizer.blank)
     spans = merge_tokens(path[0], scores[0], blank=tokenizer.blank)  # their scores are mean log-probabilities
-    times = [((span.start - 0.5) * frame_seconds, (span.end - 0.5) * frame_seconds) for span in spans]
+    # CTC writes a character once it is sure of it: its sound began after the centre of the frame before.
+    times = [((span.start - 1) * frame_seconds, (span.end - 0.5) * frame_seconds) for span in spans]
     return join_words(text, times, [span.score for span in spans])
 
 
