@@ -4,6 +4,7 @@
 speller. Energies, softmax and the weighted sum run in float32 under every precision.
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,8 +28,8 @@ class Memory(NamedTuple):
         return Memory(*(part.repeat_interleave(times, dim=0) for part in self))
 
 
-class Attention(nn.Module):
-    """A query and encoder frames to a context; subclasses say how a query fits a key.
+class Attention(nn.Module, ABC):
+    """A query and encoder frames to a context.
 
     Args:
         query_size: features of the speller's state.
@@ -45,10 +46,7 @@ class Attention(nn.Module):
         """(B, T, H) encoder frames and (B,) lengths to what every step reads."""
         return Memory(self.key(frames).float(), frames.float(), length_mask(lengths, frames.shape[1]))
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """(B, A) projected query, (B, T, A) keys, (B, T) weights of the step before to (B, T) energies."""
-        raise NotImplementedError
-
+    @abstractmethod
     def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
         """One step.
 
@@ -59,6 +57,17 @@ class Attention(nn.Module):
 
         Returns the (B, H) context and the (B, T) weights, which sum to 1 over valid frames.
         """
+
+
+class EnergyAttention(Attention):
+    """One energy a frame, a softmax, a weighted mean; subclasses say how well a query fits a key."""
+
+    @abstractmethod
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """(B, A) projected query, (B, T, A) keys, (B, T) weights of the step before to (B, T) energies."""
+
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Attention.forward`."""
         projected = self.query(query).float()
         with torch.autocast(query.device.type, enabled=False):
             energies = self.energies(projected, memory.keys, previous)
@@ -67,7 +76,7 @@ class Attention(nn.Module):
         return context, weights
 
 
-class ContentAttention(Attention):
+class ContentAttention(EnergyAttention):
     """Dot product of two one-layer perceptrons (Chan et al. 2015, section 3.2): <phi(s), psi(h)>."""
 
     def remember(self, frames: Tensor, lengths: Tensor) -> Memory:
@@ -80,7 +89,7 @@ class ContentAttention(Attention):
         return torch.bmm(keys, query.tanh()[..., None])[..., 0]
 
 
-class AdditiveAttention(Attention):
+class AdditiveAttention(EnergyAttention):
     """v . tanh(W s + V h + b) (Bahdanau et al. 2015)."""
 
     def __init__(self, query_size: int, memory_size: int, size: int):

@@ -8,7 +8,8 @@ from test_contracts import make_batch, speech
 
 from models import Recognizer
 from models.attention import ATTENTIONS, near_diagonal
-from models.las import PyramidalLayer, sample
+from models.las import PyramidalLayer
+from models.speller import sample
 from utils.beam_search import beam_search
 from utils.decoding import Decoder, Decoding
 
