@@ -36,6 +36,7 @@ from utils.cli import (
     positive_int,
 )
 from utils.decoding import Decoding
+from utils.files import write_whole
 from utils.ngram import LanguageModelError
 from utils.transcript import Transcript
 from utils.writers import WRITERS, Writer
@@ -116,7 +117,7 @@ def write(transcripts: Iterator[Transcript], paths: list[str], args: argparse.Na
         args.output_dir.mkdir(parents=True, exist_ok=True)
         for transcript in transcripts:
             for target, writer in zip(targets[transcript.audio], writers, strict=True):
-                write_whole(target, writer.header + writer.format(transcript) + "\n")
+                write_whole(target, f"{writer.header}{writer.format(transcript)}\n")
         return
     writer, several = writers[0], len(paths) > 1
     if several and writer.extension in ("srt", "vtt"):
@@ -128,13 +129,6 @@ def write(transcripts: Iterator[Transcript], paths: list[str], args: argparse.Na
             lines = "\n".join(f"{transcript.audio}: {line}" for line in lines.split("\n"))
         if lines or writer.extension != "tsv":
             print(lines, flush=True)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Beside and then into place, so that nobody finds half a file."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(content, encoding="utf-8")
-    beside.replace(path)
 
 
 def transcribe(transcriber: Transcriber, paths: list[str], failed: list[str]) -> Iterator[Transcript]:

@@ -34,6 +34,7 @@ from utils.cli import (
     share,
     steps_or_minutes,
 )
+from utils.files import write_whole
 from utils.runtime import git_revision, keep_large_blocks, quiet_packages
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
@@ -170,8 +171,11 @@ def resume_path(args: argparse.Namespace, network: Recognizer) -> str | None:
     """
     if not args.checkpoint_path:
         return None
-    auto = args.checkpoint_path == "auto"
-    path = newest_checkpoint(Path(args.output_dir, "checkpoints")) if auto else Path(args.checkpoint_path)
+    folder, auto = Path(args.output_dir, "checkpoints"), args.checkpoint_path == "auto"
+    if auto and not any(folder.glob("*.ckpt")):
+        print(f"{folder}: no checkpoint yet, so this run begins anew")
+        return None
+    path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
     saved = read_checkpoint(path)["recognizer"]
     different = [f"--{name} was {saved.get(name)!r}, is {network.config.get(name)!r}"
                  for name in sorted(saved.keys() | network.config.keys())
@@ -186,6 +190,8 @@ def build_trainer(args: argparse.Namespace, logger):
     import lightning
     import torch
 
+    from utils.callbacks import WholeFiles
+
     gpus = args.gpus if torch.cuda.is_available() else 0
     if args.gpus and not gpus:
         print("no GPU here: training on the CPU")
@@ -199,6 +205,7 @@ def build_trainer(args: argparse.Namespace, logger):
         return lightning.Trainer(
             accelerator="gpu" if gpus else "cpu", devices=devices, num_nodes=args.nodes, strategy=strategy,
             precision=args.precision, logger=logger or False, callbacks=build_callbacks(args),
+            plugins=[WholeFiles()],
             max_epochs=args.epochs, gradient_clip_val=args.grad_clip or None,
             accumulate_grad_batches=args.accumulate, limit_train_batches=args.limit_train_batches,
             overfit_batches=args.overfit_batches, fast_dev_run=args.fast_dev_run, use_distributed_sampler=False,
@@ -230,10 +237,11 @@ def build_callbacks(args: argparse.Namespace) -> list:
     output = Path(args.output_dir)
     callbacks += [Samples(output / "samples"), History(output / "history.jsonl")]
     callbacks.append(Checkpoints(output / "checkpoints", keep=KEPT_CHECKPOINTS))
+    callbacks.append(PeriodicCheckpoint(output / "checkpoints", "last", epochs=1))
     if args.checkpoint_every:
         kind = "minutes" if args.checkpoint_every.endswith("m") else "steps"
         every = int(args.checkpoint_every.removesuffix("m"))
-        callbacks.append(PeriodicCheckpoint(output / "checkpoints", **{kind: every}))
+        callbacks.append(PeriodicCheckpoint(output / "checkpoints", "periodic", **{kind: every}))
     if args.logger != "none":
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if args.ema_decay:
@@ -263,9 +271,7 @@ def report(args: argparse.Namespace, results: dict, checkpoint: str) -> None:
         print(f"{split:24}{100 * row['wer']:8.2f}{100 * row['cer']:8.2f}{row['errors']:9,}{row['words']:9,}"
               f"{row['utterances']:12,}")
     print(f"checkpoint: {checkpoint}", flush=True)
-    path = Path(args.output_dir, "results.json")
-    path.with_suffix(".tmp").write_text(json.dumps(rows, indent=2) + "\n")
-    path.with_suffix(".tmp").replace(path)
+    write_whole(Path(args.output_dir, "results.json"), json.dumps(rows, indent=2) + "\n")
 
 
 def refuse_to_mix(args: argparse.Namespace) -> None:
@@ -346,6 +352,8 @@ def main(argv: list[str] | None = None) -> None:
         train(args)
     except (UsageError, DataError, AudioError, CheckpointError) as error:
         fail("train.py", error)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        fail("train.py", f"{error.filename or 'a file of the run'}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """`train.py` as it is typed: train, resume, several processes, and what it refuses."""
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ import train
 from models import DeepSpeech2, Recognizer
 from utils.checkpoint import CheckpointError, newest_checkpoint
 from utils.cli import UsageError
+from utils.files import write_whole
 
 DATA = [f"--data_root={CORPUS}", "--train_sets", "train", "--val_sets", "dev", "test", "--test_sets", "test"]
 RUN = ["-g", "0", "-w", "0", "--batch_size", "5", "--warmup_steps", "2", "--logger", "none", "--no-progress_bar"]
@@ -57,6 +62,14 @@ def test_a_run_leaves_its_results(unbroken):
     assert logged <= history[-1].keys()
     assert "reference" in (unbroken / "samples" / "samples.txt").read_text()
     assert (unbroken / "samples" / "posteriors.png").stat().st_size > 10_000
+
+
+def test_the_last_checkpoint_is_the_last(tmp_path):
+    """Five epochs, of which three are kept as the best: the last one is kept besides, whatever its dev WER."""
+    train.main(arguments(tmp_path / "run", "--epochs", "5"))
+    kept = list((tmp_path / "run" / "checkpoints").glob("epoch*.ckpt"))
+    assert len(kept) == 3
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 4
 
 
 def test_the_configuration_is_kept(unbroken):
@@ -103,6 +116,67 @@ def test_a_run_resumed_within_an_epoch_ends_as_the_unbroken_one(tmp_path, model,
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
     optimizers = [state["optimizer_states"][0]["state"] for state in states]
     torch.testing.assert_close(*optimizers, rtol=0, atol=0)
+
+
+def test_auto_begins_anew_where_there_is_nothing(tmp_path, capsys):
+    """So that a scheduler can repeat one command from the start."""
+    train.main(arguments(tmp_path / "run", "--epochs", "1", "--checkpoint_path", "auto"))
+    assert "no checkpoint yet, so this run begins anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("processes", "kills"), [
+    (1, 3), pytest.param(1, 20, marks=pytest.mark.long), pytest.param(2, 20, marks=pytest.mark.long)])
+def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, processes, kills):
+    """kill -9 at moments that chance chooses; the same command goes on each time. Bit for bit."""
+    random = Random(0)
+    flags = ["--epochs", "6", "--batch_size", "3", "--ema_decay", "0.9", "--cpu_processes", str(processes),
+             "--speed_perturb", "0.9", "1.1", "--checkpoint_every", "1", "--checkpoint_path", "auto", "--test_sets"]
+    whole, killed = arguments(tmp_path / "whole", *flags), arguments(tmp_path / "killed", *flags)
+    assert run(*whole).returncode == 0
+    for _ in range(kills):
+        process = subprocess.Popen([sys.executable, "train.py", *killed], cwd=ROOT, start_new_session=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = steps_of(tmp_path / "killed")
+        deadline = time.monotonic() + 100
+        while steps_of(tmp_path / "killed") == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3 * random.random())
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = run(*killed)
+    assert done.returncode == 0, done.stderr
+    states = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+              for name in ("whole", "killed")]
+    assert states[0]["global_step"] == states[1]["global_step"]
+    for part in ("current_model_state", "state_dict"):
+        torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+
+
+def steps_of(run: Path) -> int:
+    """When the run's newest checkpoint was written, in nanoseconds; 0 where there is none."""
+    return max((path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*.ckpt") if path.exists()), default=0)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "x.ckpt").write_bytes(b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "x.ckpt", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"] and (tmp_path / "x.ckpt").read_bytes() == b"old"
+
+
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "last.ckpt"))
+
+    monkeypatch.setattr("utils.callbacks.write_whole", full)
+    with pytest.raises(SystemExit):
+        train.main(arguments(tmp_path / "run", "--epochs", "1"))
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("last.ckpt: No space left on device")
 
 
 def break_loss(monkeypatch, steps) -> None:
@@ -301,7 +375,6 @@ def test_a_wrong_flag_is_named(flags, message):
     (["--train_sets", "absent"], "no split 'absent' under"),
     (["--checkpoint_path", "absent.ckpt"], "absent.ckpt: no such checkpoint file"),
     (["--checkpoint_path", str(ROOT / "README.md")], "not a checkpoint"),
-    (["--checkpoint_path", "auto"], "no checkpoint to resume from"),
     (["-db", "pigeons"], "Lightning refuses"),
 ])
 def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path, capsys, flags, message):

@@ -1,5 +1,6 @@
 """What happens beside the training steps: throughput, samples, the run's history, skipped files."""
 
+import io
 import json
 import time
 from datetime import timedelta
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from utils.batch import Batch
+from utils.files import write_whole
 from utils.loggers import log_figure, log_table
 from utils.plots import view_figures
 
@@ -95,11 +98,11 @@ class Samples(Callback):
 
 
 class Checkpoints(ModelCheckpoint):
-    """The best by dev WER, the last one, and `best.ckpt`, a link to the best of them."""
+    """The best by dev WER, and `best.ckpt`, a link to the best of them."""
 
     def __init__(self, folder: Path, keep: int):
         super().__init__(dirpath=folder, filename="epoch{epoch:03d}-wer{dev/wer:.4f}", monitor="dev/wer",
-                         mode="min", save_top_k=keep, save_last=True, auto_insert_metric_name=False)
+                         mode="min", save_top_k=keep, auto_insert_metric_name=False)
 
     def on_train_epoch_end(self, trainer, module) -> None:
         """Saves, then moves the link."""
@@ -111,13 +114,30 @@ class Checkpoints(ModelCheckpoint):
             beside.replace(Path(self.dirpath, "best.ckpt"))
 
 
-class PeriodicCheckpoint(ModelCheckpoint):
-    """`periodic.ckpt`, in the middle of an epoch: every so many optimiser steps, or minutes."""
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints are written beside and moved into place, in their own folder: moves between disks can break off."""
 
-    def __init__(self, folder: Path, *, steps: int | None = None, minutes: float | None = None):
-        super().__init__(dirpath=folder, filename="periodic", save_top_k=1, every_n_train_steps=steps,
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+        """Raises OSError where the disk is full; the file that was there stays."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getbuffer())
+
+
+class PeriodicCheckpoint(ModelCheckpoint):
+    """`NAME.ckpt`, written anew after every so many epochs, optimiser steps or minutes, whatever the dev WER."""
+
+    def __init__(self, folder: Path, name: str, *, epochs: int | None = None, steps: int | None = None,
+                 minutes: float | None = None):
+        super().__init__(dirpath=folder, filename=name, save_top_k=1, every_n_epochs=epochs, every_n_train_steps=steps,
                          train_time_interval=timedelta(minutes=minutes) if minutes else None,
                          enable_version_counter=False)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Not after the last batch of an epoch: between it and the dev sets Lightning cannot go on exactly."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
 
 class WeightAverage(WeightAveraging):

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files import write_whole
 from utils.metrics import Edit, ErrorCounts, align_words, count_errors
 from utils.significance import LEVEL, Comparison, Interval, bootstrap_interval, compare_systems
 
@@ -230,6 +231,4 @@ def _aligned(edits: list[Edit]) -> str:
 def write_files(folder: Path, files: dict[str, str]) -> None:
     """Writes each beside its place and moves it there, so that none is ever half there. Raises OSError."""
     for name, content in files.items():
-        beside = folder / f".{name}.part"
-        beside.write_text(content, encoding="utf-8", errors="backslashreplace")
-        beside.replace(folder / name)
+        write_whole(folder / name, content)
