@@ -39,6 +39,7 @@ from utils.runtime import git_revision, keep_large_blocks, quiet_packages
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
               "transformer-engine-float16", "32", "16", "bf16", "64")
+TERMINATED = 143  # exit status of a run that SIGTERM ended
 KEPT_CHECKPOINTS = 3  # best by dev WER; the last one is kept besides
 PROJECT = "speech-recognition"
 
@@ -224,6 +225,7 @@ def build_callbacks(args: argparse.Namespace) -> list:
         History,
         PeriodicCheckpoint,
         Samples,
+        SaveOnTermination,
         SkippedFiles,
         Throughput,
         WeightAverage,
@@ -246,6 +248,7 @@ def build_callbacks(args: argparse.Namespace) -> list:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if args.ema_decay:
         callbacks.append(WeightAverage(args.ema_decay))  # after Samples, which then shows the averaged network
+    callbacks.append(SaveOnTermination(output / "checkpoints" / "periodic.ckpt"))
     if args.early_stop_patience:
         callbacks.append(EarlyStopping(monitor="dev/wer", mode="min", patience=args.early_stop_patience))
     return callbacks
@@ -289,6 +292,7 @@ def train(args: argparse.Namespace):
     """
     import lightning
     import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from models.lightning_module import SpeechModule, TrainingError
     from utils.loggers import build_logger, close_logger
@@ -310,6 +314,8 @@ def train(args: argparse.Namespace):
                               weight_decay=args.weight_decay, seed=args.seed)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return trainer, test(args, trainer, module, data)
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
     except torch.OutOfMemoryError:
         raise UsageError(out_of_memory(module)) from None
     except TrainingError as error:

@@ -152,6 +152,24 @@ def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, processes,
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
 
 
+def test_terminated_it_saves_and_goes_on_exactly(tmp_path):
+    """SIGTERM in the middle of an epoch, as a scheduler sends it: no step is lost."""
+    flags = ["--epochs", "8", "--batch_size", "2", "--ema_decay", "0.9", "--speed_perturb", "0.9", "1.1", "--test_sets"]
+    whole, cut = arguments(tmp_path / "whole", *flags), arguments(tmp_path / "cut", *flags)
+    process = subprocess.Popen([sys.executable, "train.py", *cut], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("epoch   1"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    if "goes on from here" in rest:  # else the signal came after the last batch of an epoch, and that was saved
+        assert (tmp_path / "cut" / "checkpoints" / "periodic.ckpt").is_file()
+    assert process.returncode == train.TERMINATED
+    train.main(whole)
+    train.main([*cut, "--checkpoint_path", "auto"])
+    states = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")]
+    torch.testing.assert_close(states[0]["current_model_state"], states[1]["current_model_state"], rtol=0, atol=0)
+
+
 def steps_of(run: Path) -> int:
     """When the run's newest checkpoint was written, in nanoseconds; 0 where there is none."""
     return max((path.stat().st_mtime_ns for path in (run / "checkpoints").glob("*.ckpt") if path.exists()), default=0)

@@ -140,6 +140,23 @@ class PeriodicCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
 
+class SaveOnTermination(Callback):
+    """On SIGTERM, as a scheduler sends it before it takes the machine: a checkpoint after the batch under way.
+
+    Lightning ends the run after that batch. With several processes the signal reaches them at different
+    steps, at which they cannot save together: there the periodic checkpoints stand.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """After the callbacks that average weights, whose state the checkpoint holds."""
+        if trainer.received_sigterm and trainer.world_size == 1 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
+            print(f"terminated at step {trainer.global_step}: {self.path} goes on from here", flush=True)
+
+
 class WeightAverage(WeightAveraging):
     """Exponential moving average of the weights, which dev sets, tests and checkpoints see.
 
