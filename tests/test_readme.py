@@ -1,0 +1,58 @@
+"""The commands that the README shows are commands that the programs understand."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+import evaluate
+import inference
+import train
+import utils.lm
+from utils.cli import config_arguments
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHOWN = re.compile(r"(?:^|`|\| )\s*(python (?:-m )?(?:train.py|inference.py|evaluate.py|utils.lm) (?!--help)[^`\n]*)",
+                   re.MULTILINE)
+COMMANDS = [re.sub(r"\s+#.*", "", line).strip() for line in SHOWN.findall(README)]
+PARSERS = {"train.py": train.parse_arguments, "inference.py": inference.parse_arguments,
+           "evaluate.py": evaluate.parse_arguments, "utils.lm": utils.lm.parse_arguments}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_commands_are_understood(command, monkeypatch, tmp_path):
+    """Flags and choices; files such as decoding.yaml stand for the reader's own."""
+    (tmp_path / "decoding.yaml").write_text("decoder: beam\n")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)[1:]
+    program, *flags = words[1:] if words[0] == "-m" else words
+    PARSERS[program](flags)
+
+
+def test_there_are_commands_of_every_program():
+    assert {name for name in PARSERS if any(name in command for command in COMMANDS)} == set(PARSERS)
+    assert len(COMMANDS) > 12
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+NAMED = re.compile(r"`((?:models|data|utils|configs|docs)/[\w./]+\.\w+)`")
+
+
+@pytest.mark.parametrize("path", sorted(set(NAMED.findall(README)) - {"models/mine.py"}))
+def test_files_that_it_names_exist(path):
+    assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_understood(config):
+    """Each states its command on its first line, and every key is a flag."""
+    first = config.read_text().splitlines()[0]
+    assert first.startswith(("# python train.py --config configs/", "# make demo"))
+    args = train.parse_arguments(["--config", str(config)])
+    assert config_arguments(str(config), train.build_parser(args.model))
