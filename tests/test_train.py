@@ -129,7 +129,7 @@ def test_auto_begins_anew_where_there_is_nothing(tmp_path, capsys):
 def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, processes, kills):
     """kill -9 at moments that chance chooses; the same command goes on each time. Bit for bit."""
     random = Random(0)
-    flags = ["--epochs", "6", "--batch_size", "3", "--ema_decay", "0.9", "--cpu_processes", str(processes),
+    flags = ["--epochs", str(max(6, kills)), "--batch_size", "3", "--cpu_processes", str(processes), "--ema_decay", "0.9",
              "--speed_perturb", "0.9", "1.1", "--checkpoint_every", "1", "--checkpoint_path", "auto", "--test_sets"]
     whole, killed = arguments(tmp_path / "whole", *flags), arguments(tmp_path / "killed", *flags)
     assert run(*whole).returncode == 0
@@ -141,6 +141,7 @@ def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, processes,
         while steps_of(tmp_path / "killed") == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.3 * random.random())
+        assert process.poll() is None, "it ended before it was killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = run(*killed)
