@@ -130,7 +130,8 @@ def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, processes,
     """kill -9 at moments that chance chooses; the same command goes on each time. Bit for bit."""
     random = Random(0)
     flags = ["--epochs", str(max(6, kills)), "--batch_size", "3", "--cpu_processes", str(processes),
-             "--ema_decay", "0.9", "--speed_perturb", "0.9", "1.1", "--checkpoint_every", "1", "--checkpoint_path", "auto", "--test_sets"]
+             "--ema_decay", "0.9", "--speed_perturb", "0.9", "1.1", "--checkpoint_every", "1",
+             "--checkpoint_path", "auto", "--test_sets"]
     whole, killed = arguments(tmp_path / "whole", *flags), arguments(tmp_path / "killed", *flags)
     assert run(*whole).returncode == 0
     for _ in range(kills):

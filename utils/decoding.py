@@ -22,7 +22,7 @@ class Decoding:
         beam_size: hypotheses that beam search keeps.
         nbest: texts of each recording, best first.
         lm: n-gram language model for beam search, KenLM's ARPA or binary format, .gz too.
-        alpha: weight of the n-gram's log-probabilities.
+        alpha: weight of the n-gram's log-probabilities; with lm_fusion rescore 0.008 in Chan et al.
         beta: bonus for each word (CTC models).
         beam_prune: hypotheses that are so much worse than the best one are dropped, natural log (CTC models).
         token_min: characters less likely than this in a frame are not tried, natural log (CTC models).
