@@ -10,6 +10,7 @@ first one. The exit status is 0, or 2 where a flag, a checkpoint, a language mod
 """
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -41,6 +42,7 @@ from utils.cli import (
     positive_int,
 )
 from utils.decoding import Decoder, Decoding
+from utils.files import write_whole
 from utils.ngram import LanguageModelError
 from utils.page import build_page, exhibit
 from utils.report import Result, build_outcomes, report_files, table, worst_utterances, write_files
@@ -261,10 +263,10 @@ def emissions_of(batch: Batch, log_probs: Tensor, lengths: Tensor) -> list[dict]
 
 def save_emissions(path: Path, network: Recognizer, emissions: list[dict]) -> None:
     """Beside and then into place. Raises OSError."""
-    beside = path.with_name(f".{path.name}.part")
+    content = io.BytesIO()
     torch.save({"alphabet": network.tokenizer.alphabet, "seconds_per_frame": network.ctc_frame_samples / SAMPLE_RATE,
-                "utterances": emissions}, beside)
-    beside.replace(path)
+                "utterances": emissions}, content)
+    write_whole(path, content.getbuffer())
     print(f"emissions: {path}")
 
 

@@ -174,9 +174,21 @@ def stream(transcriber: Transcriber) -> None:
         recognizer = StreamingRecognizer(transcriber.network)
         for samples in read_stream(sys.stdin.buffer):
             print(recognizer.feed(samples), end="", flush=True)
-    except StreamingError as error:
+    except (StreamingError, AudioError) as error:
         raise UsageError(f"--stream: {error}") from None
     print(recognizer.finish(), flush=True)
+
+
+def build_transcriber(args: argparse.Namespace) -> Transcriber:
+    """Of the flags. Raises UsageError or CheckpointError."""
+    options = decoding(args)
+    try:
+        return Transcriber(load_network(args), options, batch_size=args.batch_size,
+                           segment_seconds=args.segment_seconds)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def load_network(args: argparse.Namespace) -> Recognizer:
@@ -197,8 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.threads:
             torch.set_num_threads(args.threads)
         paths = find_audio(args.audio)
-        with Transcriber(load_network(args), decoding(args), batch_size=args.batch_size,
-                         segment_seconds=args.segment_seconds) as transcriber:
+        with build_transcriber(args) as transcriber:
             if args.stream:
                 stream(transcriber)
             else:

@@ -260,8 +260,8 @@ def write_config(args: argparse.Namespace, logger) -> None:
     if logger is not None:
         logger.log_hyperparams({**values, "git_revision": git_revision()})
     if not args.fast_dev_run:
-        path = Path(args.output_dir, "config.yaml")
-        path.write_text(f"# code {git_revision()}\n" + yaml.safe_dump(values, sort_keys=True))
+        content = f"# code {git_revision()}\n" + yaml.safe_dump(values, sort_keys=True)
+        write_whole(Path(args.output_dir, "config.yaml"), content)
 
 
 def report(args: argparse.Namespace, results: dict, checkpoint: str) -> None:

@@ -278,11 +278,13 @@ class LAS(Recognizer, name="las"):
 
     def align(self, encoding: Listening, texts: list[str]) -> list[list[Word]]:
         """Words by forced alignment where there is CTC and it can spell the text, else by attention."""
+        aligned = [None] * len(texts)
+        if self.ctc is not None:
+            outputs = zip(*self.ctc_log_probs(encoding), texts, strict=True)
+            aligned = [self.align_ctc(log_probs[:length], text) for log_probs, length, text in outputs]
+        if None not in aligned:
+            return aligned
         by_attention = self._align_by_attention(encoding, texts)
-        if self.ctc is None:
-            return by_attention
-        aligned = [self.align_ctc(log_probs[:length], text)
-                   for log_probs, length, text in zip(*self.ctc_log_probs(encoding), texts, strict=True)]
         return [found if words is None else words for words, found in zip(aligned, by_attention, strict=True)]
 
     def _align_by_attention(self, encoding: Listening, texts: list[str]) -> list[list[Word]]:

@@ -162,9 +162,9 @@ def read_wav_header(stream: BinaryIO) -> tuple[int, int, np.dtype]:
         if name == b"data":
             break
         body = stream.read(size + size % 2)
-        if name == b"fmt ":
+        if name == b"fmt " and len(body) >= 16:
             code, channels, rate, _, _, bits = np.frombuffer(body[:16], dtype="<u2,<u2,<u4,<u4,<u2,<u2")[0].tolist()
             kind = {(1, 16): "<i2", (1, 32): "<i4", (3, 32): "<f4"}.get((1 if code == 0xFFFE else code, bits))
-    if kind is None:
+    if not kind or not channels:
         raise StreamingError("standard input is a WAV of a kind that cannot be streamed: 16-bit, 32-bit or float")
     return rate, channels, np.dtype(kind)

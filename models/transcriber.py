@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from models.recognizer import Recognizer
-from utils.audio import SAMPLE_RATE, SILENCE, AudioError, read_windows
+from utils.audio import SAMPLE_RATE, SILENCE, AudioError, from_samples, read_windows
 from utils.decoding import Decoder, Decoding
 from utils.transcript import Candidate, Transcript, Word
 
@@ -39,11 +40,13 @@ class Transcriber:
         segment_seconds: longest waveform for a model that spells; about the longest that it was trained on.
         device: where a checkpoint's network goes.
 
-    Raises CheckpointError, LanguageModelError.
+    Raises CheckpointError, and ValueError where segment_seconds is below 1: no pause would be found in so little.
     """
 
     def __init__(self, network, decoding: Decoding | None = None, *, batch_size: int = 8,
                  segment_seconds: float = 15.0, device: str | torch.device = "cpu"):
+        if not segment_seconds >= 1:
+            raise ValueError(f"--segment_seconds {segment_seconds:g} must be at least 1")
         network = network if isinstance(network, Recognizer) else Recognizer.from_checkpoint(network, device)
         self.network = network.eval()
         self.decoder = Decoder(decoding or Decoding(), self.network.tokenizer)
@@ -99,7 +102,7 @@ class Transcriber:
             name = str(recording) if named else "audio"
             try:
                 waveforms = (read_windows(recording, step=self.step, overlap=OVERLAP) if named
-                             else _windows_of(torch.as_tensor(recording).float(), self.step, OVERLAP))
+                             else _windows_of(from_samples(np.asarray(recording), SAMPLE_RATE), self.step, OVERLAP))
                 if self.network.spells:
                     waveforms = segments(_without_overlap(waveforms), self.segment_seconds)
                 else:

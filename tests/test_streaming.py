@@ -82,6 +82,8 @@ def test_raw_and_wav_streams_are_the_same():
     assert torch.equal(raw, plain) and torch.equal(raw, stereo) and len(raw) == len(samples)
     with pytest.raises(StreamingError, match="not 8000"):
         list(read_stream(io.BytesIO(wav(samples, 8_000))))
+    with pytest.raises(StreamingError, match="cannot be streamed"):
+        list(read_stream(io.BytesIO(wav(samples, 16_000).replace(b"fmt \x10", b"fmt \x04"))))
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):

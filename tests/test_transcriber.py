@@ -134,6 +134,9 @@ def test_arrays_are_transcribed_like_files():
     for audio in (waveform, waveform.numpy()):
         assert transcriber.transcribe(audio)._replace(audio="") == expected._replace(audio="")
     assert transcriber.transcribe(torch.zeros(16_000)).text == ""
+    for samples, fault in ((torch.zeros(0), "empty"), (np.full(100, np.nan), "not finite")):
+        with pytest.raises(AudioError, match=fault):
+            transcriber.transcribe(samples)
     with pytest.raises(AudioError, match="no such file"):
         transcriber.transcribe("absent.wav")
 

@@ -64,6 +64,8 @@ class Decoding:
         for name in ("alpha", "coverage_weight", "length_power", "ctc_score_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 0")
+        if not abs(self.beta) < float("inf"):
+            raise ValueError(f"--beta {self.beta} must be finite")
         for name in ("beam_prune", "token_min"):
             if not getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} is a log-probability, below 0")
