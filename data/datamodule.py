@@ -1,103 +1,21 @@
 """`LibriSpeechDataModule`: splits by name to loaders of padded batches."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from data import librispeech, manifest
 from data.index import DataError, Index, Utterance, build_index
-from data.sampler import Draw, DurationBatchSampler
-from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
-from utils.batch import Batch
+from data.loader import SpeechDataset, SpeechLoader
+from data.sampler import Draw, DurationBatchSampler, Layout, Part
+from utils.audio import SAMPLE_RATE
 from utils.text import CharTokenizer, ctc_frames_needed
 
 STATISTICS_UTTERANCES = 1000  # enough for a mean and a variance of each mel bin
-
-
-class SpeechDataset(Dataset):
-    """Utterances to waveforms and tokens; stateless, so that any worker gives the same answer.
-
-    Args:
-        speeds: factors of speed perturbation (Ko et al. 2015), one drawn for each reading; none by default.
-        skip_bad_audio: leave a file that cannot be read out of its batch, instead of stopping the run.
-    """
-
-    def __init__(self, utterances: list[Utterance], tokenizer: CharTokenizer, *, speeds: list[float] = (),
-                 skip_bad_audio: bool = False):
-        self.utterances, self.tokenizer = utterances, tokenizer
-        self.speeds, self.skip_bad_audio = tuple(speeds), skip_bad_audio
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    def __getitem__(self, draw: Draw) -> tuple[Utterance, Tensor | None]:
-        """The utterance and its (S,) waveform; None where it was bad and may be skipped."""
-        utterance = self.utterances[draw.index]
-        try:
-            return utterance, self._perturb(load_audio(utterance.audio), draw.seed)
-        except AudioError:
-            if not self.skip_bad_audio:
-                raise
-            return utterance, None
-
-    def __getitems__(self, draws: list[Draw]) -> Batch | AudioError | DataError:
-        """A batch, or why there is none, for SpeechLoader to raise."""
-        try:
-            return self.collate([self[draw] for draw in draws])
-        except (AudioError, DataError) as error:
-            return error
-
-    def collate(self, items: list[tuple[Utterance, Tensor | None]]) -> Batch:
-        """Pads with zeros at the end. Raises DataError where no file of the batch can be read."""
-        good = [(utterance, waveform) for utterance, waveform in items if waveform is not None]
-        bad = [utterance.audio for utterance, waveform in items if waveform is None]
-        if not good:
-            raise DataError(f"none of the {len(bad)} files of a batch can be read: {', '.join(bad[:3])}")
-        tokens = [torch.tensor(utterance.tokens) for utterance, _ in good]
-        return Batch(
-            waveforms=pad_sequence([waveform for _, waveform in good], batch_first=True),
-            sample_counts=torch.tensor([len(waveform) for _, waveform in good]),
-            tokens=pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.blank),
-            token_counts=torch.tensor([len(t) for t in tokens]),
-            texts=[utterance.text for utterance, _ in good],
-            ids=[utterance.id for utterance, _ in good],
-            skipped=bad,
-        )
-
-    def _perturb(self, waveform: Tensor, seed: int) -> Tensor:
-        """Faster or slower by resampling, which moves the pitch along."""
-        if not self.speeds:
-            return waveform
-        speed = self.speeds[seed % len(self.speeds)]
-        return resample(waveform, round(SAMPLE_RATE * speed), SAMPLE_RATE)
-
-
-class SpeechLoader(DataLoader):
-    """Batches of a SpeechDataset, and how many of the epoch under way were given out.
-
-    Raises AudioError and DataError as they were, from workers too: torch would make another exception of
-    them, with a traceback for its message.
-    """
-
-    done = 0  # batches of the epoch under way that were given out
-
-    def __iter__(self):
-        self.done = self.batch_sampler.skip
-        for batch in super().__iter__():
-            if isinstance(batch, Exception):
-                try:
-                    raise batch
-                finally:
-                    del batch  # its traceback would keep this frame, and with it the workers
-            self.done += 1
-            yield batch
-        self.done = 0
 
 
 class LibriSpeechDataModule(lightning.LightningDataModule):
@@ -136,25 +54,64 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         self.skip_bad_audio, self.overfit, self.url = skip_bad_audio, overfit, url
         self._indexes: dict[tuple[str, bool], Index] = {}
         self._train_loader: SpeechLoader | None = None
-        self._resumed: dict = {}  # of a checkpoint within an epoch
+        self._resumed: tuple[int, list[Part]] | None = None  # the epoch that a checkpoint stands in, and its parts
 
     def state_dict(self) -> dict:
-        """Where training stands in the epoch: batches that every process had, and what made them."""
+        """The batches of this run, and where it stands in the epoch."""
         if self._train_loader is None:
             return {}
-        done = self._train_loader.done % len(self._train_loader)  # all of them is none of the next epoch
-        return {"batches": done, **self._batching()}
+        sampler = self._train_loader.batch_sampler
+        return {"epoch": sampler.epoch, "parts": [(*part.layout, part.batches) for part in self._train_loader.parts],
+                "layout": tuple(sampler.layout), "seed": self.seed, "utterances": self._fingerprint()}
 
     def load_state_dict(self, state: dict) -> None:
-        """The first epoch begins after the batches of `state`. Raises DataError where these would be others."""
-        self._resumed = state
-        if state.get("batches") and (now := self._batching()) != {name: state[name] for name in now}:
-            raise DataError(f"the checkpoint stands within an epoch of other batches, {state}, not {now}: go on with "
-                            "the same flags and processes, or from a checkpoint at the end of an epoch")
+        """The epoch of `state` goes on after its batches, in the same or in other ones.
 
-    def _batching(self) -> dict:
-        return {"batch_size": self.batch_size, "batch_seconds": self.batch_seconds, "seed": self.seed,
-                "processes": self.trainer.world_size if self.trainer else 1}
+        Raises DataError where what is left of that epoch cannot be told.
+        """
+        if not state:
+            return
+        before, now = Layout(*state["layout"]), self._layout()
+        parts = [Part(Layout(*layout), count) for *layout, count in state["parts"]]
+        if parts:
+            self._refuse_another_epoch(state, changed=before != now)
+            self._resumed = state["epoch"], parts
+        if before != now and not self._rank():
+            where = f"within epoch {state['epoch']}" if parts else f"after epoch {state['epoch']}"
+            print(f"going on {where} with {now}; it was {before}", flush=True)
+
+    def _refuse_another_epoch(self, state: dict, *, changed: bool) -> None:
+        remedy = "or go on from a checkpoint at the end of an epoch (last.ckpt)"
+        if state["seed"] != self.seed:
+            raise DataError(f"the checkpoint stands within an epoch that --seed {state['seed']} shuffled, not "
+                            f"--seed {self.seed}: give that one, {remedy}")
+        if state["utterances"] != self._fingerprint():
+            raise DataError(f"the checkpoint stands within an epoch of other training utterances: give those, {remedy}")
+        if changed and (self.trainer.limit_train_batches != 1.0 or self.overfit):
+            raise DataError("within an epoch that --limit_train_batches or --overfit_batches cuts short, a run goes on "
+                            f"with its own --batch_size, --batch_seconds and processes only: give those, {remedy}")
+
+    def _fingerprint(self) -> str:
+        """What an epoch's batches depend on: the training utterances and their durations."""
+        lines = (f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _layout(self) -> Layout:
+        return Layout(self.batch_size, self.batch_seconds, self.trainer.world_size if self.trainer else 1)
+
+    def _training_utterances(self) -> list[Utterance]:
+        return [u for name in self.train_sets for u in self.index(name, training=True).utterances]
+
+    @property
+    def seconds_waited(self) -> float:
+        """Time that training batches were waited for, so far."""
+        return self._train_loader.waited
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Batches of this process in a whole epoch, where the one under way has others; None where it has not."""
+        sampler = self._train_loader.batch_sampler
+        return None if len(sampler) == sampler.batches_per_epoch else sampler.batches_per_epoch
 
     def prepare_data(self) -> None:
         """Downloads and indexes, in one process a machine; the others find it done."""
@@ -180,24 +137,31 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
             self._indexes[key] = self._long_enough(index) if training else index
         return self._indexes[key]
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled by epoch, all training sets as one."""
-        utterances = [u for name in self.train_sets for u in self.index(name, training=True).utterances]
-        self._train_loader = self._loader(utterances, shuffle=not self.overfit, speeds=self.speeds)
-        self._train_loader.batch_sampler.skip = self._resumed.get("batches", 0)
+    def train_dataloader(self) -> SpeechLoader:
+        """Shuffled by epoch, all training sets as one.
+
+        An epoch that goes on in other batches has another number of them than the next one, for which
+        Lightning is told to ask again.
+        """
+        self._train_loader = self._loader(self._training_utterances(), shuffle=not self.overfit, speeds=self.speeds,
+                                          resumed=self._resumed)
+        if self._resumed:
+            past = self.trainer.current_epoch > self._resumed[0]
+            self._train_loader.batch_sampler.set_epoch(max(self._resumed[0], self.trainer.current_epoch))
+            self.trainer.reload_dataloaders_every_n_epochs = int(not past and self.batches_per_epoch is not None)
         return self._train_loader
 
-    def val_dataloader(self) -> list[DataLoader]:
+    def val_dataloader(self) -> list[SpeechLoader]:
         """One loader a dev set, sorted by duration, no utterance twice."""
         return [self._loader(self.index(name).utterances, shuffle=False) for name in self.val_sets]
 
-    def test_dataloader(self) -> list[DataLoader]:
+    def test_dataloader(self) -> list[SpeechLoader]:
         """One loader a test set, sorted by duration, no utterance twice."""
         return [self._loader(self.index(name).utterances, shuffle=False) for name in self.test_sets]
 
     def statistics_batches(self):
         """`(waveforms, sample_counts)` of a fixed random part of the training sets, the same in every process."""
-        utterances = [u for name in self.train_sets for u in self.index(name, training=True).utterances]
+        utterances = self._training_utterances()
         dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=self.skip_bad_audio)
         chosen = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(self.seed))
         for i in chosen[:STATISTICS_UTTERANCES].tolist():
@@ -205,16 +169,17 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
             if waveform is not None:
                 yield waveform[None], torch.tensor([len(waveform)])
 
-    def _loader(self, utterances: list[Utterance], *, shuffle: bool, speeds: list[float] = ()) -> DataLoader:
+    def _loader(self, utterances: list[Utterance], *, shuffle: bool, speeds: list[float] = (),
+                resumed: tuple[int, list[Part]] | None = None) -> SpeechLoader:
         dataset = SpeechDataset(utterances, self.tokenizer, speeds=speeds, skip_bad_audio=self.skip_bad_audio)
         try:
             sampler = DurationBatchSampler(
-                [utterance.seconds / min(speeds, default=1.0) for utterance in utterances], batch_size=self.batch_size,
-                batch_seconds=self.batch_seconds, shuffle=shuffle, seed=self.seed, rank=self._rank(),
-                world_size=self.trainer.world_size if self.trainer else 1)
+                [utterance.seconds / min(speeds, default=1.0) for utterance in utterances], self._layout(),
+                shuffle=shuffle, seed=self.seed, rank=self._rank(), resumed=resumed)
         except ValueError as error:
-            raise DataError(f"{error}; take fewer processes or a larger split") from None
-        return SpeechLoader(dataset, batch_sampler=sampler, collate_fn=_as_is, num_workers=self.num_workers,
+            remedy = "go on from the end of an epoch (last.ckpt)" if resumed else "a larger split"
+            raise DataError(f"{error}; take fewer processes or {remedy}") from None
+        return SpeechLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers,
                             pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0)
 
     def _rank(self) -> int:
@@ -253,11 +218,6 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         if not kept:
             raise DataError(f"nothing to train on in {index}; a smaller --time_stride gives more frames")
         return index
-
-
-def _as_is(batch):
-    """The dataset collates."""
-    return batch
 
 
 def _is_manifest(name: str) -> bool:

@@ -17,6 +17,25 @@ class Draw(NamedTuple):
     seed: int
 
 
+class Layout(NamedTuple):
+    """What an epoch's batches follow from, besides the utterances: their size, and the processes that share them."""
+
+    batch_size: int  # utterances a batch, where batch_seconds is None
+    batch_seconds: float | None = None  # most seconds of padded audio a batch
+    processes: int = 1
+
+    def __str__(self) -> str:
+        size = f"--batch_seconds {self.batch_seconds:g}" if self.batch_seconds else f"--batch_size {self.batch_size}"
+        return f"{self.processes} process{'es' if self.processes > 1 else ''} with {size}"
+
+
+class Part(NamedTuple):
+    """The beginning of an epoch, or its next piece: so many batches a process of one layout."""
+
+    layout: Layout
+    batches: int
+
+
 class DurationBatchSampler(Sampler[list[Draw]]):
     """Batches of utterances with similar durations, at most a budget of padded seconds each.
 
@@ -29,43 +48,41 @@ class DurationBatchSampler(Sampler[list[Draw]]):
 
     Args:
         seconds: duration of each utterance.
-        batch_seconds: most seconds of padded audio a batch; wins over `batch_size`.
-        batch_size: utterances a batch, where `batch_seconds` is None.
+        layout: size of the batches, and the processes.
         shuffle: for training; else batches come sorted, longest first.
-        rank, world_size: this process and the number of them.
+        rank: this process.
+        resumed: an epoch, and the parts of it that a run had before it was stopped; that epoch goes on after them.
+
+    Raises ValueError where the processes, or those that go on, are more than the utterances.
     """
 
-    def __init__(self, seconds: list[float], *, batch_size: int, batch_seconds: float | None = None,
-                 shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1):
-        if len(seconds) < world_size:
-            raise ValueError(f"{len(seconds)} utterances cannot be shared by {world_size} processes")
+    def __init__(self, seconds: list[float], layout: Layout, *, shuffle: bool, seed: int = 0, rank: int = 0,
+                 resumed: tuple[int, list[Part]] | None = None):
         self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
         self.seconds = np.asarray(seconds)
-        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
-        self.rank, self.world_size = rank, world_size
-        self.skip = 0  # batches that the next iteration leaves out: a resumed epoch has seen them
-        order = np.argsort(-self.seconds, kind="stable")
-        self.buckets = np.array_split(order, min(BUCKETS, max(1, len(order) // 8)))
-        self.counts = self._batch_counts(batch_size, batch_seconds)
+        self.layout, self.rank = layout, rank
+        self.shuffle, self.seed = shuffle, seed
+        self.batches_per_epoch = self._count(np.arange(len(seconds)))  # of this process, in a whole epoch
+        self.resumed_epoch, self.parts = resumed or (0, [])
+        self.set_epoch(self.resumed_epoch)
+        if self.parts:
+            self.left = self._left()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
+    @property
+    def done(self) -> int:
+        """Batches of the chosen epoch that this process had before the run was stopped."""
+        return sum(part.batches for part in self.parts) if self.epoch == self.resumed_epoch else 0
+
     def __len__(self) -> int:
-        """Batches of this process, in any epoch."""
-        return sum(self.counts) // self.world_size
+        """Batches of this process in the chosen epoch, with those before the run was stopped."""
+        return self.done + (len(self.left) if self.done else self.batches_per_epoch)
 
     def __iter__(self):
-        random = np.random.default_rng((self.seed, self.epoch, TRAINING if self.shuffle else EVALUATION))
-        batches = []
-        for bucket, count in zip(self.buckets, self.counts, strict=True):
-            members = random.permutation(bucket) if self.shuffle else bucket
-            batches += np.array_split(members, count)
-        if self.shuffle:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        skip, self.skip = self.skip, 0
-        for batch in batches[self.rank :: self.world_size][skip:]:
+        for batch in self.left if self.done else self._share(np.arange(len(self.seconds)), self.layout, 0):
             yield [Draw(int(i), self._draw_seed(int(i))) for i in batch]
 
     def padding(self) -> float:
@@ -73,18 +90,61 @@ class DurationBatchSampler(Sampler[list[Draw]]):
         batches = [self.seconds[[draw.index for draw in batch]] for batch in self]
         return 1 - sum(b.sum() for b in batches) / sum(b.max() * len(b) for b in batches)
 
-    def _batch_counts(self, batch_size: int, batch_seconds: float | None) -> list[int]:
+    def _left(self) -> list[np.ndarray]:
+        """What is left of the resumed epoch: the rest of its batches, or its utterances in other batches."""
+        pool = np.arange(len(self.seconds))
+        *earlier, last = self.parts
+        for number, (layout, count) in enumerate(earlier):
+            pool = self._without(pool, layout, count, number)
+        if last.layout == self.layout:
+            return self._share(pool, self.layout, len(earlier))[last.batches :]
+        pool = self._without(pool, last.layout, last.batches, len(earlier))
+        return self._share(pool, self.layout, len(self.parts))
+
+    def _without(self, pool: np.ndarray, layout: Layout, count: int, number: int) -> np.ndarray:
+        """The utterances of `pool` that are not in the first `count` batches of each process."""
+        given = self._plan(pool, layout, number)[: count * layout.processes]
+        return np.setdiff1d(pool, np.concatenate(given)) if given else pool
+
+    def _share(self, pool: np.ndarray, layout: Layout, number: int) -> list[np.ndarray]:
+        """This process's batches."""
+        return self._plan(pool, layout, number)[self.rank :: layout.processes]
+
+    def _plan(self, pool: np.ndarray, layout: Layout, number: int) -> list[np.ndarray]:
+        """The batches of all processes, in turn; `number` counts the parts of the epoch before this one."""
+        purpose = TRAINING if self.shuffle else EVALUATION
+        random = np.random.default_rng((self.seed, self.epoch, purpose, *([number] if number else [])))
+        buckets = self._buckets(pool)
+        batches = []
+        for bucket, count in zip(buckets, self._batch_counts(buckets, layout), strict=True):
+            members = random.permutation(bucket) if self.shuffle else bucket
+            batches += np.array_split(members, count)
+        return [batches[i] for i in random.permutation(len(batches))] if self.shuffle else batches
+
+    def _buckets(self, pool: np.ndarray) -> list[np.ndarray]:
+        order = pool[np.argsort(-self.seconds[pool], kind="stable")]
+        return np.array_split(order, min(BUCKETS, max(1, len(order) // 8)))
+
+    def _count(self, pool: np.ndarray) -> int:
+        return sum(self._batch_counts(self._buckets(pool), self.layout)) // self.layout.processes
+
+    def _batch_counts(self, buckets: list[np.ndarray], layout: Layout) -> list[int]:
         """Batches in each bucket: the fewest that keep the budget, made a multiple of the processes."""
-        counts = []
-        for bucket in self.buckets:
-            size = max(1, int(batch_seconds / self.seconds[bucket[0]])) if batch_seconds else batch_size
-            counts.append(math.ceil(len(bucket) / size))
-        lengths, counts = np.array([len(bucket) for bucket in self.buckets]), np.array(counts)
-        while sum(counts) % self.world_size and sum(counts) < sum(lengths):
+        lengths = np.array([len(bucket) for bucket in buckets])
+        if sum(lengths) < layout.processes:
+            raise ValueError(f"{sum(lengths)} utterances cannot be shared by {layout.processes} processes")
+        counts = np.array([self._least_batches(bucket, layout) for bucket in buckets])
+        while sum(counts) % layout.processes and sum(counts) < sum(lengths):
             counts[np.argmax(lengths / counts)] += 1  # one more batch where batches are largest
-        while sum(counts) % self.world_size:
+        while sum(counts) % layout.processes:
             counts[np.flatnonzero(counts > 1)[-1]] -= 1  # one fewer where utterances are shortest
         return counts.tolist()
+
+    def _least_batches(self, bucket: np.ndarray, layout: Layout) -> int:
+        size = layout.batch_size
+        if layout.batch_seconds:
+            size = max(1, int(layout.batch_seconds / self.seconds[bucket[0]]))
+        return math.ceil(len(bucket) / size)
 
     def _draw_seed(self, index: int) -> int:
         return int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.features import Normalization
-from models.layers import LookaheadConv, Norm, RecurrentLayer, ResCNN, RNNType, mask_frames
+from models.layers import LookaheadConv, Norm, RecurrentLayer, ResCNN, RNNType, mask_frames, run
 from models.mingru import ScanSpace
 from models.recognizer import Recognizer
 from utils.batch import Batch
@@ -91,13 +91,18 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
     def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
         """(B, S) samples and (B,) counts to (B, T, H) recurrent states and (B,) lengths."""
         features, lengths = self.augmented_features(waveforms, sample_counts)  # (B, T, F)
-        x, lengths = self.cnn(features, lengths)  # (B, T', C * F')
+        x, lengths = run(self.cnn, features, lengths)  # (B, T', C * F')
         x = local = self.project(x)  # (B, T', H)
         for layer in self.rnn:
-            x = layer(x, lengths)
+            x = run(layer, x, lengths)
         if self.lookahead is not None:
             x = self.lookahead(x, lengths)
         return Encoding(mask_frames(x, lengths), lengths, local)
+
+    @property
+    def large_layers(self) -> list[nn.Module]:
+        """Convolutions and recurrent layers."""
+        return [self.cnn, *self.rnn]
 
     def ctc_log_probs(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """(B, T, V) float32 log-probabilities of blank and characters, and (B,) lengths."""

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.attention import AttentionType, near_diagonal
 from models.features import Normalization
-from models.layers import VGG, Recurrence, ResCNN, halve, length_mask, mask_frames
+from models.layers import VGG, Recurrence, ResCNN, halve, length_mask, mask_frames, run
 from models.recognizer import Recognizer
 from models.speller import Speller
 from utils.alignment import join_words
@@ -82,11 +82,11 @@ class Listener(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Listening:
         """(B, T, F) features and (B,) lengths."""
         if self.frontend is not None:
-            features, lengths = self.frontend(features, lengths)
-        x = self.dropout(self.bottom(features, lengths))
+            features, lengths = run(self.frontend, features, lengths)
+        x = self.dropout(run(self.bottom, features, lengths))
         ctc = x, lengths
         for i, layer in enumerate(self.pyramid, start=1):
-            x, lengths = layer(x, lengths)
+            x, lengths = run(layer, x, lengths)
             ctc = (x, lengths) if i == self.ctc_layers else ctc
         return Listening(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
 
@@ -216,6 +216,12 @@ class LAS(Recognizer, name="las"):
         near = near_diagonal(batch.token_counts, encoding.lengths, weights.shape[1:])
         steps = (weights * near).sum(dim=2)  # (B, U + 1)
         return steps.masked_fill(~length_mask(batch.token_counts, steps.shape[1]), 0.0).sum()
+
+    @property
+    def large_layers(self) -> list[nn.Module]:
+        """The listener's."""
+        listener = self.listener
+        return [layer for layer in (listener.frontend, listener.bottom, *listener.pyramid) if layer is not None]
 
     def ctc_log_probs(self, encoding: Listening) -> tuple[Tensor, Tensor] | None:
         """(B, T', V) float32 log-probabilities of blank and characters and (B,) lengths; None without CTC."""

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.mingru import MinGRU, ScanSpace
 
@@ -48,6 +49,16 @@ def conv_length(lengths, kernel: int, stride: int, padding: int):
 def halve(lengths):
     """Pairs of neighbours, a last odd one by itself: half of `lengths` (a tensor or an int), rounded up."""
     return conv_length(lengths + 1, kernel=2, stride=2, padding=0)
+
+
+def run(layer: nn.Module, *inputs):
+    """A layer's output. Where the layer has `recompute`, the backward pass runs it again (gradient checkpointing).
+
+    What its inside would keep for the backward pass is then never in memory for more than one layer at a time.
+    """
+    if getattr(layer, "recompute", False) and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)
 
 
 class MaskedConv2d(nn.Conv2d):

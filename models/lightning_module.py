@@ -37,6 +37,9 @@ class SpeechModule(lightning.LightningModule):
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
         self.seed, self.patience = seed, patience
         self.skipped, self.skipped_in_a_row = 0, 0  # steps
+        self.steps_before = 0.0  # the step's place in the schedule, less the step: see `configure_optimizers`
+        self._resumed: dict = {}  # what a checkpoint says of the schedule
+        self._window: list[Tensor] = []  # characters of the batches of the step under way, mean over processes
         self.batch_ids: list[str] = []  # utterances of the batch under way
         self.results: dict[str, ErrorCounts] = {}  # of the last evaluation, by split
         self._totals: list[_SplitTotals] = []
@@ -65,19 +68,16 @@ class SpeechModule(lightning.LightningModule):
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss per character of the global batch, however it is split over processes.
-
-        DDP averages gradients over processes; dividing this process's sum by the mean number of
-        tokens a process makes the average the gradient of (total loss) / (total tokens).
-        """
+        """Loss per character, whose gradient `configure_gradient_clipping` makes that of the whole step."""
         sums = self.network.loss(self.network.encode(batch.waveforms, batch.sample_counts), batch)
         tokens = self._mean_over_processes(batch.token_counts.sum().float()).clamp_min(1.0)
+        self._window.append(tokens)
         losses = {name: value / tokens for name, value in sums.items()}
         size = len(batch.ids)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False)
-        return losses["loss"]
+        return sums["loss"] / self._window[0]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clips the norm of all gradients together, and logs it as it was before.
@@ -85,12 +85,15 @@ class SpeechModule(lightning.LightningModule):
         A step whose gradient is not finite leaves the weights as they are. Raises TrainingError after
         `patience` of them in a row.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        self._normalize_gradients()
+        norm = self._clip(gradient_clip_val or math.inf)
         self.log("train/grad_norm", norm)
         if norm.isfinite():
             self.skipped_in_a_row = 0
             return
         self.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient
+        if self._scaler_adapts():
+            return
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         print(f"step {self.global_step} skipped, its gradient is not finite ({self.skipped} so far); utterances: "
               f"{' '.join(self.batch_ids)}", flush=True)
@@ -99,20 +102,68 @@ class SpeechModule(lightning.LightningModule):
                                 f"{', '.join(self.batch_ids[:3])}; a lower --learning_rate, more --warmup_steps or "
                                 "--precision 32-true may help")
 
+    def _normalize_gradients(self) -> None:
+        """Makes the gradient that of (loss of all batches of the step) / (characters in all of them).
+
+        DDP averages gradients over processes, and Lightning over accumulated batches. Each batch's sum was
+        divided by the first one's characters (a mean over processes); with the others' it becomes the quotient
+        of the global batch, however that is split over batches and processes.
+        """
+        window, self._window = self._window, []
+        if len(window) == self.trainer.accumulate_grad_batches == 1:
+            return
+        factor = self.trainer.accumulate_grad_batches * window[0] / torch.stack(window).sum()
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
+
+    def _clip(self, most: float) -> Tensor:
+        """The norm of all gradients, which FSDP alone knows where each process holds a share of them."""
+        sharded = self.trainer.strategy.model
+        if hasattr(sharded, "clip_grad_norm_"):
+            return sharded.clip_grad_norm_(most)
+        return torch.nn.utils.clip_grad_norm_(self.parameters(), most)
+
+    def _scaler_adapts(self) -> bool:
+        """Whether float16's gradient scaler is still looking for a scale, and overflow is how it does."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and scaler.get_scale() > 1.0
+
     def configure_optimizers(self) -> dict:
-        """AdamW; the schedule is a function of the step."""
+        """AdamW; the schedule is a function of the step.
+
+        A run that goes on with other batches has had another number of steps than these would have taken so
+        far; the schedule goes on at the same share of the run.
+        """
         decayed = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
         others = [p for p in self.parameters() if p.requires_grad and p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
-        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = self._steps_per_epoch()
+        if self._resumed:
+            had, before = self._resumed["step"], self._resumed["before"]
+            same = per_epoch == self._resumed["steps_per_epoch"]
+            self.steps_before = before if same else (had + before) * per_epoch / self._resumed["steps_per_epoch"] - had
+        total = per_epoch * self.trainer.max_epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, warmup=self.warmup_steps, total=total))
+            optimizer, lambda step: warmup_cosine(step + self.steps_before, warmup=self.warmup_steps, total=total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _steps_per_epoch(self) -> int:
+        """Optimiser steps of a whole epoch."""
+        total = int(self.trainer.estimated_stepping_batches)  # also makes the loaders
+        whole = self.trainer.datamodule.batches_per_epoch
+        if whole is None:
+            return total // self.trainer.max_epochs
+        return math.ceil(whole / self.trainer.accumulate_grad_batches)
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Adds what rebuilds the network without any other file."""
+        """Adds what rebuilds the network without any other file, and the step's place in the schedule."""
         checkpoint["recognizer"] = dict(self.network.config)
+        checkpoint["schedule"] = {"step": self.global_step, "before": self.steps_before,
+                                  "steps_per_epoch": self._steps_per_epoch()}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Keeps the place in the schedule for `configure_optimizers`."""
+        self._resumed = checkpoint.get("schedule", {})
 
     # -- evaluation --------------------------------------------------------------------------
 

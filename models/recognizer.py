@@ -88,6 +88,11 @@ class Recognizer(nn.Module, ABC):
     def ctc_frame_samples(self) -> int:
         """Samples between neighbouring frames of CTC; frame t is centred on sample t times as many."""
 
+    @property
+    @abstractmethod
+    def large_layers(self) -> list[nn.Module]:
+        """The layers that take most of the time and the memory, and that `encode` calls by `models.layers.run`."""
+
     def alignment_log_probs(self, encoding: NamedTuple) -> Tensor | None:
         """(B, T, V) CTC log-probabilities that tell when characters are spoken; None without CTC."""
         ctc = self.ctc_log_probs(encoding)

@@ -16,9 +16,10 @@ from conftest import CORPUS
 
 from data import index as index_module
 from data import manifest
-from data.datamodule import LibriSpeechDataModule, SpeechDataset
+from data.datamodule import LibriSpeechDataModule
 from data.index import DataError, Entry, Index, build_index, probe_all
 from data.librispeech import list_entries
+from data.loader import SpeechDataset
 from data.sampler import Draw
 from utils.audio import SAMPLE_RATE, AudioError, load_audio
 from utils.batch import Batch

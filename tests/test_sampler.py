@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.sampler import DurationBatchSampler
+from data.sampler import DurationBatchSampler, Layout, Part
 
 
 def durations(count: int, seed: int = 0) -> list[float]:
@@ -18,8 +18,9 @@ def durations(count: int, seed: int = 0) -> list[float]:
 
 def samplers(seconds: list[float], world: int = 1, **options) -> list[DurationBatchSampler]:
     """One sampler a process."""
-    options = {"batch_size": 8, "shuffle": True, **options}
-    return [DurationBatchSampler(seconds, rank=rank, world_size=world, **options) for rank in range(world)]
+    options = {"batch_size": 8, "batch_seconds": None, "shuffle": True, **options}
+    layout = Layout(options.pop("batch_size"), options.pop("batch_seconds"), world)
+    return [DurationBatchSampler(seconds, layout, rank=rank, **options) for rank in range(world)]
 
 
 def members(sampler: DurationBatchSampler, epoch: int = 0) -> list[list[int]]:
@@ -107,6 +108,44 @@ def test_padding_is_below_five_percent(options):
 def test_more_processes_than_utterances_are_refused():
     with pytest.raises(ValueError, match="^2 utterances cannot be shared by 3 processes$"):
         samplers([1.0, 2.0], 3)
+
+
+LAYOUTS = [Layout(7), Layout(5, None, 2), Layout(1, 40.0, 3), Layout(3, None, 1), Layout(1, 90.0, 2)]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 3), (3, 2, 4), (0, 2, 1, 4), (4, 1, 4)], ids=str)
+def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order):
+    """Stopped after a few batches and resumed with other sizes and processes, again and again."""
+    seconds, epoch = durations(300), 4
+    seen, parts = [], []
+    for number, which in enumerate(order):
+        layout, last = LAYOUTS[which], number == len(order) - 1
+        processes = [DurationBatchSampler(seconds, layout, shuffle=True, rank=rank, resumed=(epoch, parts))
+                     for rank in range(layout.processes)]
+        batches = [[[draw.index for draw in batch] for batch in sampler] for sampler in processes]
+        assert {len(sampler) for sampler in processes} == {len(batches[0]) + sum(part.batches for part in parts)}
+        count = len(batches[0]) if last else 4
+        seen += [index for process in batches for batch in process[:count] for index in batch]
+        parts = [*parts, Part(layout, count)]
+    assert sorted(seen) == list(range(300))
+    for sampler in processes:
+        sampler.set_epoch(epoch + 1)
+        assert len(list(sampler)) == len(sampler) == sampler.batches_per_epoch, "the next epoch is whole again"
+
+
+def test_the_same_batches_go_on_as_they_were():
+    whole, = samplers(durations(300))
+    whole.set_epoch(2)
+    parts = [Part(Layout(8), 11)]
+    resumed = DurationBatchSampler(durations(300), Layout(8), shuffle=True, resumed=(2, parts))
+    assert list(resumed) == list(whole)[11:] and len(resumed) == len(whole)
+
+
+def test_what_is_left_must_suffice_for_the_processes():
+    seconds = durations(20)
+    parts = [Part(Layout(1), 19)]
+    with pytest.raises(ValueError, match="^1 utterances cannot be shared by 2 processes$"):
+        DurationBatchSampler(seconds, Layout(1, None, 2), shuffle=True, resumed=(0, parts))
 
 
 class Listener(lightning.LightningModule):

@@ -3,12 +3,10 @@
 import io
 import json
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
 
 from utils.batch import Batch
 from utils.files import write_whole
@@ -17,15 +15,16 @@ from utils.plots import view_figures
 
 
 class Throughput(Callback):
-    """Logs seconds of audio trained on a second, and the share of padding, without asking the device.
+    """Logs seconds of audio trained on a second, the share of padding, and the share of time that data was waited for.
 
-    The batch is looked at before it leaves the CPU. Time between steps is counted, so that waiting
-    for data shows; evaluation is not.
+    The device is not asked: the batch is looked at before it leaves the CPU. Time between steps is
+    counted; evaluation is not.
     """
 
     def on_train_epoch_start(self, trainer, module) -> None:
         """The clock starts anew."""
         self._started, self._audio, self._padded = time.perf_counter(), 0.0, 0.0
+        self._waited = trainer.datamodule.seconds_waited
 
     on_train_start = on_train_epoch_start  # an epoch that is resumed has no start
 
@@ -35,21 +34,34 @@ class Throughput(Callback):
         self._audio += audio * trainer.world_size
         self._padded += padded * trainer.world_size
         if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
-            rate = self._audio / (time.perf_counter() - self._started)
+            seconds = time.perf_counter() - self._started
+            rate = self._audio / seconds
             module.log("train/audio_seconds_per_second", rate)
+            module.log("train/data_wait", (trainer.datamodule.seconds_waited - self._waited) / seconds)
             module.log("train/padding", 1 - self._audio / self._padded)
             module.log("x_realtime", round(rate), prog_bar=True, logger=False)
 
 
 class History(Callback):
-    """One JSON line an epoch in `history.jsonl`: every metric, the learning rate, the seconds so far."""
+    """One JSON line an epoch in `history.jsonl`: every metric, the learning rate, the seconds of training so far."""
 
     def __init__(self, path: Path):
         self.path = path
-
-    def on_fit_start(self, trainer, module) -> None:
-        """The clock of this process; a resumed run's lines go on in the same file."""
         self._started = time.perf_counter()
+
+    def on_train_start(self, trainer, module) -> None:
+        """A resumed run goes on in the same file, without the epochs that it repeats."""
+        if trainer.is_global_zero and self.path.is_file():
+            kept = [line for line in self.path.read_text().splitlines() if _is_before(line, trainer.current_epoch)]
+            write_whole(self.path, "".join(f"{line}\n" for line in kept))
+
+    def state_dict(self) -> dict:
+        """For the clock of the run that goes on."""
+        return {"seconds": time.perf_counter() - self._started}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The clock goes on."""
+        self._started = time.perf_counter() - state["seconds"]
 
     def on_train_epoch_end(self, trainer, module) -> None:
         """Runs after validation, with all of the epoch's metrics there."""
@@ -65,6 +77,14 @@ class History(Callback):
             print(f"epoch {row['epoch']:3d}  step {row['step']:6d}  {row['seconds']:7.0f} s  "
                   f"loss {metrics['train/loss_epoch']:.3f}  dev WER {100 * metrics['dev/wer']:.2f} %  "
                   f"CER {100 * metrics['dev/cer']:.2f} %", flush=True)
+
+
+def _is_before(line: str, epoch: int) -> bool:
+    """Whether a line of the history is whole and of an earlier epoch."""
+    try:
+        return json.loads(line)["epoch"] < epoch
+    except ValueError:  # cut off by a kill
+        return False
 
 
 class Samples(Callback):
@@ -89,96 +109,14 @@ class Samples(Callback):
         log_table(trainer.logger, "samples", ["id", "reference", "hypothesis"], rows, trainer.global_step)
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{name}\n  reference   {reference}\n  hypothesis  {text}" for name, reference, text in rows]
-        (self.folder / "samples.txt").write_text(f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
+        write_whole(self.folder / "samples.txt", f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
         with torch.no_grad():
             figures = view_figures(module.network, batch)
         for kind, figure in figures.items():
-            figure.savefig(self.folder / f"{kind}.png", dpi=80)
+            image = io.BytesIO()
+            figure.savefig(image, dpi=80)
+            write_whole(self.folder / f"{kind}.png", image.getvalue())
             log_figure(trainer.logger, kind, figure, trainer.global_step)
-
-
-class Checkpoints(ModelCheckpoint):
-    """The best by dev WER, and `best.ckpt`, a link to the best of them."""
-
-    def __init__(self, folder: Path, keep: int):
-        super().__init__(dirpath=folder, filename="epoch{epoch:03d}-wer{dev/wer:.4f}", monitor="dev/wer",
-                         mode="min", save_top_k=keep, auto_insert_metric_name=False)
-
-    def on_train_epoch_end(self, trainer, module) -> None:
-        """Saves, then moves the link."""
-        super().on_train_epoch_end(trainer, module)
-        if trainer.is_global_zero and self.best_model_path:
-            beside = Path(self.dirpath, ".best.ckpt")
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(Path(self.best_model_path).name)
-            beside.replace(Path(self.dirpath, "best.ckpt"))
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints are written beside and moved into place, in their own folder: moves between disks can break off."""
-
-    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
-        """Raises OSError where the disk is full; the file that was there stays."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getbuffer())
-
-
-class PeriodicCheckpoint(ModelCheckpoint):
-    """`NAME.ckpt`, written anew after every so many epochs, optimiser steps or minutes, whatever the dev WER."""
-
-    def __init__(self, folder: Path, name: str, *, epochs: int | None = None, steps: int | None = None,
-                 minutes: float | None = None):
-        super().__init__(dirpath=folder, filename=name, save_top_k=1, every_n_epochs=epochs, every_n_train_steps=steps,
-                         train_time_interval=timedelta(minutes=minutes) if minutes else None,
-                         enable_version_counter=False)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        """Not after the last batch of an epoch: between it and the dev sets Lightning cannot go on exactly."""
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-
-
-class SaveOnTermination(Callback):
-    """On SIGTERM, as a scheduler sends it before it takes the machine: a checkpoint after the batch under way.
-
-    Lightning ends the run after that batch. With several processes the signal reaches them at different
-    steps, at which they cannot save together: there the periodic checkpoints stand.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        """After the callbacks that average weights, whose state the checkpoint holds."""
-        if trainer.received_sigterm and trainer.world_size == 1 and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
-            print(f"terminated at step {trainer.global_step}: {self.path} goes on from here", flush=True)
-
-
-class WeightAverage(WeightAveraging):
-    """Exponential moving average of the weights, which dev sets, tests and checkpoints see.
-
-    The decay rises with the steps n as (1 + n) / (10 + n) up to its value, so that the random initial
-    weights are soon forgotten. A checkpoint keeps the trained weights beside their average, to resume from.
-    """
-
-    def __init__(self, decay: float):
-        self.decay = decay
-        super().__init__(multi_avg_fn=self._average)
-
-    def _average(self, averages, weights, count) -> None:
-        if not averages[0].is_floating_point():  # counters
-            torch._foreach_copy_(averages, weights)
-            return
-        decay = min(self.decay, (1 + count.item()) / (10 + count.item()))
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-
-    def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
-        """Only a resumed training wants the weights that are not averaged; a test wants the average."""
-        if trainer.state.fn == "fit":
-            super().on_load_checkpoint(trainer, module, checkpoint)
 
 
 class SkippedFiles(Callback):

@@ -1,12 +1,30 @@
-"""Checkpoints on disk: find, read safely, check."""
+"""Checkpoints on disk: find, read safely, average, and export to share.
 
+    python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors
+
+The file that this writes stands wherever a checkpoint does, but in --checkpoint_path: no run goes on from it.
+"""
+
+import io
 import pickle
 import re
+import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from utils.cli import OneLineParser, UsageError, fail
+from utils.files import write_whole
+from utils.safetensors_io import SUFFIX, SafetensorsError, read_network, write_network
+from utils.shown import shown
+from utils.vetting import VettingError, vet_archive, vet_network, vet_tensors
+
+PREFIX = "network."  # of the network's weights in a checkpoint
+DAMAGE = (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, AssertionError,
+          ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile)  # what zip and pickle make of damaged bytes
 
 
 class CheckpointError(ValueError):
@@ -20,22 +38,52 @@ def read_checkpoint(path) -> dict:
     """The content of a checkpoint that `train.py` wrote, on the CPU; no code in it is run.
 
     It holds `recognizer` (the model's name and options, plain values), `state_dict`, and what
-    Lightning needs to resume. Raises CheckpointError.
+    Lightning needs to resume, unless it is a safetensors file. Raises CheckpointError.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(path, "no such checkpoint file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = (_read_exported if path.suffix == SUFFIX else _read_saved)(path)
+        vet_network(checkpoint.get("recognizer"), checkpoint.get("state_dict"))
+    except (VettingError, SafetensorsError) as error:
+        raise CheckpointError(path, shown(error, 200)) from None
     except pickle.UnpicklingError:
         raise CheckpointError(path, "not a checkpoint of this project: it holds more than plain values") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
-        reason = (str(error).splitlines() or ["unknown error"])[0][:120]
-        raise CheckpointError(path, f"not a checkpoint, or damaged ({reason})") from None
-    recognizer = checkpoint.get("recognizer") if isinstance(checkpoint, dict) else None
-    if not isinstance(recognizer, dict) or "model" not in recognizer or "state_dict" not in checkpoint:
-        raise CheckpointError(path, "not a checkpoint of this project (train.py writes those)")
+    except DAMAGE as error:
+        raise CheckpointError(path, f"not a checkpoint, or damaged ({shown(str(error) or 'cut off', 120)})") from None
     return checkpoint
+
+
+def read_resumable(path) -> dict:
+    """A checkpoint that a run can go on from. Raises CheckpointError, also where it holds weights alone."""
+    checkpoint = read_checkpoint(path)
+    if "optimizer_states" not in checkpoint:
+        raise CheckpointError(path, "holds weights alone, to transcribe or to evaluate; a run goes on from a "
+                                    "checkpoint of train.py, such as last.ckpt")
+    return checkpoint
+
+
+def _read_saved(path: Path) -> dict:
+    vet_archive(path)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    vet_tensors(checkpoint, path.stat().st_size)
+    return checkpoint
+
+
+def _read_exported(path: Path) -> dict:
+    config, weights = read_network(path)
+    return {"recognizer": config, "state_dict": {f"{PREFIX}{name}": value for name, value in weights.items()}}
+
+
+def export(source, target) -> None:
+    """Writes a checkpoint's network as a safetensors file. Raises CheckpointError and OSError."""
+    if Path(target).suffix != SUFFIX:
+        raise CheckpointError(target, f"must end in {SUFFIX}")
+    checkpoint = read_checkpoint(source)
+    weights = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()
+               if name.startswith(PREFIX)}
+    write_network(target, checkpoint["recognizer"], weights)
 
 
 def newest_checkpoint(folder) -> Path:
@@ -48,9 +96,12 @@ def newest_checkpoint(folder) -> Path:
         if path.is_symlink():
             continue
         try:
-            found.append((read_checkpoint(path).get("global_step", 0), path.stat().st_mtime_ns, path))
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             print(f"passed over {error}", file=sys.stderr)
+            continue
+        if "optimizer_states" in checkpoint:  # a mean of several has none, and no run goes on from it
+            found.append((checkpoint.get("global_step", 0), path.stat().st_mtime_ns, path))
     if not found:
         raise CheckpointError(folder, "no checkpoint to resume from; leave --checkpoint_path out to start anew")
     return max(found)[2]
@@ -88,6 +139,18 @@ def average_checkpoints(paths: list) -> dict[str, Tensor]:
             for name, value in weights.items()}
 
 
+def write_averaged(paths: list, path) -> None:
+    """Writes the mean of several checkpoints' weights as one to evaluate, or to transcribe with.
+
+    Raises CheckpointError as `average_checkpoints` does, and OSError where it cannot be written.
+    """
+    kept = {name: value for name, value in read_checkpoint(paths[-1]).items()
+            if name in ("recognizer", "pytorch-lightning_version", "epoch", "global_step")}
+    content = io.BytesIO()
+    torch.save({**kept, "state_dict": average_checkpoints(paths)}, content)
+    write_whole(path, content.getvalue())
+
+
 def _check_same_network(path, checkpoint: dict, first_path, first: dict) -> None:
     options, expected = checkpoint["recognizer"], first["recognizer"]
     different = [name for name in sorted(options.keys() | expected.keys()) if options.get(name) != expected.get(name)]
@@ -96,3 +159,23 @@ def _check_same_network(path, checkpoint: dict, first_path, first: dict) -> None
     if different or shapes != expected_shapes:
         reason = f"they differ in {', '.join(different)}" if different else "their weights differ in shape"
         raise CheckpointError(path, f"holds another network than {first_path}, so no mean can be taken: {reason}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The exit status is 0, or 2 where a flag or a file is wrong."""
+    parser = OneLineParser(prog="checkpoint.py", description=__doc__.splitlines()[0])
+    command = parser.add_subparsers(metavar="export", required=True).add_parser("export", help="to a safetensors file")
+    command.add_argument("source", help="a checkpoint that train.py wrote")
+    command.add_argument("target", help="NAME.safetensors")
+    try:
+        args = parser.parse_args(argv)
+        export(args.source, args.target)
+        print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:,.1f} MB")
+    except (UsageError, CheckpointError, ImportError) as error:
+        fail(parser.prog, error)
+    except OSError as error:
+        fail(parser.prog, f"{error.filename or args.target}: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()

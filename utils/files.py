@@ -1,6 +1,9 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and folders that one process holds."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +22,20 @@ def write_whole(path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
+
+
+@contextmanager
+def held(folder) -> Iterator[None]:
+    """Keeps other processes that ask the same from a folder, until the end; however that comes.
+
+    A record lock: Linux takes it away with the process, after a kill too, and no child inherits it.
+    Raises BlockingIOError where another process holds the folder, OSError where it cannot be written.
+    """
+    with Path(folder, ".lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

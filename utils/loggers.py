@@ -1,36 +1,28 @@
 """Experiment loggers: Comet, online or offline, and the local ones; one interface for text and figures."""
 
-import os
 from pathlib import Path
 
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from utils.comet import Comet, start_comet
+from utils.runtime import is_first_process
 
 LOGGERS = ("comet", "tensorboard", "csv", "none")
 
 
-def build_logger(kind: str, *, output_dir: Path, project: str, name: str) -> Logger | None:
+def build_logger(kind: str, *, output_dir: Path, project: str, name: str, resumed: bool = False) -> Logger | None:
     """The logger `kind`, writing under `output_dir` where it writes locally; None for "none".
 
-    Comet takes COMET_API_KEY, COMET_PROJECT_NAME and COMET_WORKSPACE from the environment. Without
-    a key it writes one archive into `output_dir/comet`, to be uploaded later.
+    Comet's experiment lives in the first process alone; `resumed` runs go on in the one of `output_dir`. See
+    `utils/comet.py` for its environment variables, and for what it does offline.
     """
     if kind == "comet":
-        return _comet(output_dir / "comet", project, name)
+        folder = output_dir / "comet"
+        return start_comet(folder, project=project, name=name, resumed=resumed) if is_first_process() else DummyLogger()
     if kind == "tensorboard":
         return TensorBoardLogger(save_dir=output_dir, name="tensorboard")
     return CSVLogger(save_dir=output_dir, name="csv") if kind == "csv" else None
-
-
-def _comet(folder: Path, project: str, name: str) -> CometLogger:
-    if not os.environ.get("COMET_API_KEY"):
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ["COMET_START_ONLINE"] = "0"  # `online=False` would log nothing at all
-        os.environ["COMET_OFFLINE_DIRECTORY"] = str(folder)
-        print(f"Comet: no COMET_API_KEY, so this run is logged offline to {folder}")
-    os.environ.setdefault("COMET_LOGGING_CONSOLE", "WARNING")
-    project = os.environ.get("COMET_PROJECT_NAME") or project
-    return CometLogger(project=project, workspace=os.environ.get("COMET_WORKSPACE") or None, name=name,
-                       log_git_patch=False)
 
 
 def log_figure(logger: Logger | None, name: str, figure, step: int) -> None:
@@ -51,12 +43,6 @@ def log_table(logger: Logger | None, name: str, headers: list[str], rows: list[l
 
 
 def close_logger(logger: Logger | None) -> None:
-    """Ends a Comet experiment, which Lightning leaves open, and says how to upload an offline one."""
-    if not isinstance(logger, CometLogger) or logger._experiment is None:
-        return
-    experiment = logger.experiment
-    experiment.end()
-    if os.environ.get("COMET_START_ONLINE") == "0":
-        folder = os.environ["COMET_OFFLINE_DIRECTORY"]
-        for archive in sorted(Path(folder).glob(f"{experiment.get_key()}*.zip")):
-            print(f"Comet: to upload this run: comet upload {archive}")
+    """Ends a Comet experiment, which Lightning leaves open, and says how to upload what was not sent."""
+    if isinstance(logger, Comet):
+        logger.close()

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import platform
 import subprocess
 import warnings
@@ -29,8 +30,14 @@ def quiet_packages() -> None:
     for message in (".*overridden `on_before_batch_transfer`.*", ".*isinstance.treespec, LeafSpec.*",
                     ".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
                     ".*number of training batches .* is smaller than the logging interval.*",
+                    ".*your dataloader is not resumable.*", ".*callbacks used to create the checkpoint need.*",
                     ".*recommended to use `self.log.*sync_dist=True.*", ".*Using `DistributedSampler`.*"):
         warnings.filterwarnings("ignore", message=message)
+
+
+def is_first_process() -> bool:
+    """Whether this is the run's first process, by what Lightning, torchrun or SLURM say in the environment."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def git_revision() -> str:

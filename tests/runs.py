@@ -1,0 +1,58 @@
+"""Small runs of `train.py` on real speech, for the tests of training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from conftest import CORPUS, ROOT, TINY
+
+DATA = [f"--data_root={CORPUS}", "--train_sets", "train", "--val_sets", "dev", "test", "--test_sets", "test"]
+RUN = ["-g", "0", "-w", "0", "--batch_size", "5", "--warmup_steps", "2", "--logger", "none", "--no-progress_bar"]
+
+
+def arguments(output: Path, *more: str, model: str = "deepspeech2") -> list[str]:
+    """The flags of a tiny network's run; `more` come after them and win."""
+    small = [f"--{name}={value}" for name, value in TINY[model].items()]
+    return ["-m", model, *small, *DATA, *RUN, f"--output_dir={output}", f"--cache_dir={output.parent / 'cache'}", *more]
+
+
+def run(*argv: str, **environment: str) -> subprocess.CompletedProcess:
+    """`python train.py`, in a process of its own, as a user starts it."""
+    return subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=200,
+                          env=os.environ | environment)
+
+
+def start(*argv: str) -> subprocess.Popen:
+    """The same, under way: its output can be read, and it leads a session of its own, to be signalled as a whole."""
+    return subprocess.Popen([sys.executable, "train.py", *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen, beginning: str) -> None:
+    """Reads the run's output up to a line that begins so."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"it ended before {beginning!r}:\n{''.join(lines)}")
+
+
+def checkpoint(output: Path, name: str = "last") -> dict:
+    """What a run's checkpoint holds."""
+    return torch.load(output / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def weights(output: Path, name: str = "last") -> dict:
+    """The weights in a run's checkpoint."""
+    return checkpoint(output, name)["state_dict"]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """Both runs' last checkpoints are the same, bit for bit: weights, their average, optimiser and schedule."""
+    states = [checkpoint(output) for output in (one, other)]
+    assert states[0]["global_step"] == states[1]["global_step"] and states[0]["epoch"] == states[1]["epoch"]
+    for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(states[0].get(part), states[1].get(part), rtol=0, atol=0)
