@@ -284,6 +284,8 @@ def main(argv: list[str] | None = None) -> None:
         fail("train.py", error)
     except OSError as error:  # a full disk, a folder that cannot be written
         fail("train.py", f"{error.filename or 'a file of the run'}: {error.strerror or error}")
+    except KeyboardInterrupt:  # before training, which has a handler of its own
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class SpeechModule(lightning.LightningModule):
         self.skipped, self.skipped_in_a_row = 0, 0  # steps
         self.steps_before = 0.0  # the step's place in the schedule, less the step: see `configure_optimizers`
         self._resumed: dict = {}  # what a checkpoint says of the schedule
+        self._norms: list[tuple[int, Tensor, list[str]]] = []  # of the gradients of steps not yet looked at
         self._window: list[Tensor] = []  # characters of the batches of the step under way, mean over processes
         self.batch_ids: list[str] = []  # utterances of the batch under way
         self.results: dict[str, ErrorCounts] = {}  # of the last evaluation, by split
@@ -82,25 +83,39 @@ class SpeechModule(lightning.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clips the norm of all gradients together, and logs it as it was before.
 
-        A step whose gradient is not finite leaves the weights as they are. Raises TrainingError after
-        `patience` of them in a row.
+        A step whose gradient is not finite leaves the weights and the optimiser as they are. The device sees to
+        that itself: a host that asked for the norm would stall it at every step.
         """
         self._normalize_gradients()
         norm = self._clip(gradient_clip_val or math.inf)
         self.log("train/grad_norm", norm)
-        if norm.isfinite():
-            self.skipped_in_a_row = 0
-            return
-        self.zero_grad(set_to_none=True)  # an optimiser passes over parameters without a gradient
-        if self._scaler_adapts():
-            return
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        print(f"step {self.global_step} skipped, its gradient is not finite ({self.skipped} so far); utterances: "
-              f"{' '.join(self.batch_ids)}", flush=True)
-        if self.skipped_in_a_row >= self.patience:
-            raise TrainingError(f"{self.patience} steps in a row had a gradient that is not finite, the last with "
-                                f"{', '.join(self.batch_ids[:3])}; a lower --learning_rate, more --warmup_steps or "
-                                "--precision 32-true may help")
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if self._scaler() is not None:  # which skips such a step itself; while it seeks its scale they are expected
+            if self._scaler().get_scale() > 1.0:
+                return
+        else:
+            optimizer.found_inf = norm.isfinite().logical_not().float()
+        self._norms.append((self.global_step, norm, self.batch_ids))
+        if norm.device.type == "cpu" or len(self._norms) >= self.trainer.log_every_n_steps:
+            self._report_skipped_steps()
+
+    def _report_skipped_steps(self) -> None:
+        """Counts and names the steps since the last report that were skipped.
+
+        Raises TrainingError after `patience` of them in a row.
+        """
+        norms, self._norms = self._norms, []
+        for step, norm, ids in norms:
+            if norm.isfinite():
+                self.skipped_in_a_row = 0
+                continue
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            print(f"step {step} skipped, its gradient is not finite ({self.skipped} so far); utterances: "
+                  f"{' '.join(ids)}", flush=True)
+            if self.skipped_in_a_row >= self.patience:
+                raise TrainingError(f"{self.patience} steps in a row had a gradient that is not finite, the last with "
+                                    f"{', '.join(ids[:3])}; a lower --learning_rate, more --warmup_steps or "
+                                    "--precision 32-true may help")
 
     def _normalize_gradients(self) -> None:
         """Makes the gradient that of (loss of all batches of the step) / (characters in all of them).
@@ -122,10 +137,9 @@ class SpeechModule(lightning.LightningModule):
             return sharded.clip_grad_norm_(most)
         return torch.nn.utils.clip_grad_norm_(self.parameters(), most)
 
-    def _scaler_adapts(self) -> bool:
-        """Whether float16's gradient scaler is still looking for a scale, and overflow is how it does."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler is not None and scaler.get_scale() > 1.0
+    def _scaler(self):
+        """Float16's gradient scaler; None under other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def configure_optimizers(self) -> dict:
         """AdamW; the schedule is a function of the step.
@@ -136,7 +150,8 @@ class SpeechModule(lightning.LightningModule):
         decayed = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
         others = [p for p in self.parameters() if p.requires_grad and p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98),
+                                      fused=self._scaler() is None)
         per_epoch = self._steps_per_epoch()
         if self._resumed:
             had, before = self._resumed["step"], self._resumed["before"]

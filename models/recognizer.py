@@ -112,10 +112,13 @@ class Recognizer(nn.Module, ABC):
     def ctc_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
         """CTC negative log-likelihood, nats, summed over the batch, of (B, T, V) log-probabilities.
 
-        An utterance with fewer frames than its text needs has no path; it counts as 0.
+        An utterance with fewer frames than its text needs has no path; it counts as 0. CUDA's gradient differs
+        from run to run in its last bits, so that deterministic training computes it on the CPU.
         """
-        return F.ctc_loss(log_probs.transpose(0, 1), batch.tokens, lengths, batch.token_counts,
-                          blank=self.tokenizer.blank, reduction="sum", zero_infinity=True)
+        device = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else log_probs.device
+        inputs = log_probs.transpose(0, 1), batch.tokens, lengths, batch.token_counts
+        return F.ctc_loss(*(part.to(device) for part in inputs), blank=self.tokenizer.blank, reduction="sum",
+                          zero_infinity=True).to(log_probs.device)
 
     def align_ctc(self, log_probs: Tensor, text: str) -> list[Word] | None:
         """The words of a text by forced alignment to (T, V) CTC log-probabilities; None where they are too few."""

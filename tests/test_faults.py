@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from conftest import CORPUS, ROOT
@@ -17,7 +18,7 @@ from conftest import CORPUS, ROOT
 import train
 from models import DeepSpeech2
 from models.lightning_module import SpeechModule
-from runs import arguments, assert_same_end, run, start, wait_for, weights
+from runs import arguments, assert_same_end, checkpoint, run, start, wait_for, weights
 from utils.files import write_whole
 
 
@@ -111,6 +112,20 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, c
     train.main(arguments(tmp_path / "run", "--epochs", "2"))
     assert "step 1 skipped, its gradient is not finite (1 so far); utterances: 9001-" in capsys.readouterr().out
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_skipped_steps_leave_the_weights_as_they_were(tmp_path, monkeypatch, capsys):
+    """Both steps of the only epoch; and they are named although the device was not asked at once."""
+    break_loss(monkeypatch, steps={0, 1})
+    flags = arguments(tmp_path / "run", "--epochs", "1", "--log_every", "2", "--test_sets")
+    trainer, _ = train.train(train.parse_arguments(flags))
+    assert trainer.global_step == 2 and "(2 so far)" in capsys.readouterr().out
+    lightning.seed_everything(0, verbose=False)
+    first = train.build_network(train.parse_arguments(flags)).state_dict()
+    for name, value in weights(tmp_path / "run").items():
+        assert torch.equal(value, first[name.removeprefix("network.")]), name
+    moments = checkpoint(tmp_path / "run")["optimizer_states"][0]["state"].values()
+    assert not any(state["exp_avg"].any() or state["step"] for state in moments)
 
 
 def test_a_run_of_broken_steps_ends_in_one_line(tmp_path, monkeypatch, capsys):

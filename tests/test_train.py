@@ -31,8 +31,8 @@ def test_a_run_leaves_its_results(unbroken):
     assert (unbroken / "checkpoints" / "best.ckpt").resolve() == Path(results["checkpoint"]).resolve()
     history = [json.loads(line) for line in (unbroken / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [0, 1, 2]
-    logged = {"train/loss", "train/grad_norm", "train/audio_seconds_per_second", "train/padding", "learning_rate",
-              "dev/wer", "dev/cer", "dev/loss", "test/wer"}
+    logged = {"train/loss", "train/grad_norm", "train/audio_seconds_per_second", "train/padding", "train/data_wait",
+              "learning_rate", "dev/wer", "dev/cer", "dev/loss", "test/wer"}
     assert logged <= history[-1].keys()
     assert "reference" in (unbroken / "samples" / "samples.txt").read_text()
     assert (unbroken / "samples" / "posteriors.png").stat().st_size > 10_000
@@ -162,7 +162,12 @@ def test_a_wrong_flag_is_named(flags, message):
     (["--train_sets", "absent"], "no split 'absent' under"),
     (["--checkpoint_path", "absent.ckpt"], "absent.ckpt: no such checkpoint file"),
     (["--checkpoint_path", str(ROOT / "README.md")], "not a checkpoint"),
-    (["-db", "pigeons"], "Lightning refuses"),
+    (["--strategy", "pigeons"], "Lightning refuses"),
+    (["--strategy", "fsdp"], "requires a GPU accelerator"),
+    (["--strategy", "deepspeed"], "must have DeepSpeed installed"),
+    (["--strategy", "ddp_spawn"], "take ddp"),
+    (["--strategy", "fsdp", "--ema_decay", "0.9"], "no process with all the weights"),
+    (["--gradient_checkpointing", "--norm", "batch"], "would count every batch twice"),
 ])
 def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit, match="2"):
@@ -210,3 +215,14 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
     assert tested == (folder / "best.ckpt").resolve()
     args = train.parse_arguments(arguments(tmp_path / "run", "--checkpoint_path", "auto"))
     assert "averaged" not in train.resume_path(args, train.build_network(args)), "it has no optimiser to go on with"
+
+
+@pytest.mark.long
+def test_compiled_layers_give_the_same_losses(tmp_path):
+    """torch.compile of the convolutions and the recurrent layers; compiling takes minutes, and a C++ compiler."""
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        train.main(arguments(tmp_path / name, "--epochs", "2", "--rnn_type", "mingru", "--dropout", "0", *more))
+    histories = [[json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+                 for name in ("eager", "compiled")]
+    for eager, compiled in zip(*histories, strict=True):
+        assert compiled["dev/loss"] == pytest.approx(eager["dev/loss"], rel=1e-3)

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from utils.callbacks import History, Samples, SkippedFiles, Throughput
 from utils.checkpointing import (
@@ -18,6 +19,7 @@ from utils.checkpointing import (
 )
 from utils.cli import UsageError
 
+SHARDED = ("fsdp", "deepspeed", "model_parallel")  # strategies that share the weights out among the processes
 KEPT_CHECKPOINTS = 3  # best by dev WER; the last one is kept besides
 
 
@@ -30,6 +32,10 @@ def build_trainer(args: argparse.Namespace, logger):
         raise UsageError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()}")
     devices = gpus or args.cpu_processes
     strategy = args.dist_backend or ("ddp" if devices * args.nodes > 1 else "auto")
+    if strategy.endswith(("spawn", "fork", "notebook")):
+        raise UsageError(f"--strategy {strategy}: the processes of a run are commands of their own; take ddp")
+    if strategy.startswith(SHARDED) and args.ema_decay:
+        raise UsageError(f"--strategy {strategy} leaves no process with all the weights that --ema_decay averages")
     if args.precision is None:
         args.precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if gpus else "32-true"
     try:
@@ -42,7 +48,7 @@ def build_trainer(args: argparse.Namespace, logger):
             overfit_batches=args.overfit_batches, fast_dev_run=args.fast_dev_run, use_distributed_sampler=False,
             num_sanity_val_steps=0, log_every_n_steps=args.log_every, enable_progress_bar=args.progress_bar,
             deterministic=args.deterministic, enable_model_summary=False, default_root_dir=args.output_dir)
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UsageError(f"Lightning refuses these flags: {error}") from None
 
 

@@ -1,0 +1,137 @@
+"""The whole training step: how many seconds of audio a second, from the plain preset to the fast one?
+
+    python -m benchmarks.training_step
+
+The plain side is the 14,233,053-parameter preset in eager float32, with random batches; each row adds one
+change to the row before. A step is features, network, CTC, backward pass, clipping and AdamW, on noise of
+durations as LibriSpeech's, with a character for every 70 ms; speed does not depend on what is said. Every row
+runs in processes of its own, since what the allocator keeps is a property of the process.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from benchmarks.measure import benchmark_parser, prepare, show
+from benchmarks.padding import like_train_clean_100
+from data.sampler import DurationBatchSampler, Layout
+from models import Recognizer
+from train import build_network, parse_arguments
+from utils.audio import SAMPLE_RATE
+from utils.batch import Batch
+from utils.runtime import keep_large_blocks
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SECONDS_A_CHARACTER = 0.07
+CHANGES = {  # what each row adds to the one before
+    "the preset, float32, random batches": {},
+    "+ memory kept between steps (mallopt)": {"mallopt": True},
+    "+ duration batches": {"sorted": True},
+    "+ time stride 4": {"time_stride": 4},
+    "+ minGRU": {"rnn_type": "mingru"},
+    "+ bf16 autocast": {"bf16": True},
+}
+RECIPE = "configs/deepspeech2_mingru.yaml, as it is, bf16"
+
+
+def options_of(case: str) -> dict:
+    """The settings of a row: all changes up to it."""
+    if case == RECIPE:
+        return {"config": "deepspeech2_mingru", "mallopt": True, "sorted": True, "bf16": True}
+    options = {"config": "deepspeech2_assemblyai"}
+    for name, change in CHANGES.items():
+        options |= change
+        if name == case:
+            return options
+    raise ValueError(f"no case {case!r}")
+
+
+def batches(seconds: np.ndarray, budget: float, *, by_duration: bool, count: int) -> list[np.ndarray]:
+    """Durations of the utterances of `count` batches of about `budget` seconds of audio each."""
+    random = np.random.default_rng(0)
+    if not by_duration:
+        size = round(budget / seconds.mean())
+        return [random.choice(seconds, size, replace=False) for _ in range(count)]
+    sampler = DurationBatchSampler(seconds.tolist(), Layout(1, budget), shuffle=True)
+    drawn = [seconds[[draw.index for draw in batch]] for batch in sampler]
+    return drawn[:: max(1, len(drawn) // count)][:count]  # of all durations, not the first few
+
+
+def noise(seconds: np.ndarray, network: Recognizer, device: torch.device) -> Batch:
+    """A padded batch of noise, with random characters."""
+    counts = torch.tensor((seconds * SAMPLE_RATE).round().astype(int))
+    tokens = torch.tensor((seconds / SECONDS_A_CHARACTER).astype(int)).clamp_min(1)
+    waveforms = 0.1 * torch.randn(len(counts), int(counts.max()))
+    characters = torch.randint(1, network.tokenizer.ctc_size, (len(counts), int(tokens.max())))
+    return Batch(waveforms.to(device), counts.to(device), characters.to(device), tokens.to(device), [], [], [])
+
+
+def audio_seconds_a_second(options: dict, *, device: torch.device, budget: float, steps: int) -> float:
+    """Steps of training in this process; the first one is left out."""
+    if options.get("mallopt"):
+        keep_large_blocks()
+    torch.manual_seed(0)
+    changed = [f"--{name}={options[name]}" for name in ("time_stride", "rnn_type") if name in options]
+    network = build_network(parse_arguments(["--config", str(CONFIGS / f"{options['config']}.yaml"), *changed]))
+    network = network.train().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=device.type == "cuda")
+    durations = like_train_clean_100(2000, np.random.default_rng(0))
+    drawn = batches(durations, budget, by_duration=options.get("sorted", False), count=steps + 1)
+    made = [noise(seconds, network, device) for seconds in drawn]
+    for number, batch in enumerate(made):
+        if number == 1:
+            _wait(device)
+            started = time.perf_counter()
+        step(network, optimizer, batch, bf16=options.get("bf16", False))
+    _wait(device)
+    return sum(float(seconds.sum()) for seconds in drawn[1:]) / (time.perf_counter() - started)
+
+
+def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *, bf16: bool) -> None:
+    """One step of training."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(batch.waveforms.device.type, torch.bfloat16, enabled=bf16):
+        sums = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)
+    (sums["loss"] / batch.token_counts.sum()).backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimizer.step()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, rounds=2)
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds of audio a batch")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a round")
+    parser.add_argument("--case", help="run this row alone, in this process, and print its rate")
+    args = parser.parse_args()
+    device = prepare(args)
+    if device is None:
+        return
+    if args.case:
+        options = options_of(args.case)
+        print(json.dumps(audio_seconds_a_second(options, device=device, budget=args.budget, steps=args.steps)))
+        return
+    cases = [*CHANGES, RECIPE]
+    rates = {case: [] for case in cases}
+    for _ in range(args.rounds):
+        for case in cases:
+            command = [sys.executable, "-m", "benchmarks.training_step", "--case", case, "--device", args.device,
+                       "--threads", str(args.threads), "--budget", str(args.budget), "--steps", str(args.steps)]
+            rates[case].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    plain = median(rates[cases[0]])
+    rows = [{"step": case, "audio s/s": median(rates[case]), "ratio": median(rates[case]) / plain} for case in cases]
+    show(f"Training step, batches of {args.budget:g} s, median of {args.rounds}", rows, json_path=args.json)
+
+
+if __name__ == "__main__":
+    main()
