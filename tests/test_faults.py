@@ -14,11 +14,11 @@ import lightning
 import pytest
 import torch
 from conftest import CORPUS, ROOT
+from training_runs import arguments, assert_same_end, checkpoint, run, start, wait_for, weights
 
 import train
 from models import DeepSpeech2
 from models.lightning_module import SpeechModule
-from runs import arguments, assert_same_end, checkpoint, run, start, wait_for, weights
 from utils.files import write_whole
 
 

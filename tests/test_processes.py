@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_resume import child_of
-
-from runs import arguments, checkpoint, run, start, wait_for
+from training_runs import arguments, checkpoint, run, start, wait_for
 
 STILL = ["--dropout", "0", "--freq_masks", "0", "--time_masks", "0", "--warmup_steps", "0", "--epochs", "1"]
 

@@ -11,11 +11,11 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from training_runs import arguments, assert_same_end, checkpoint, run, start, wait_for
 
 import train
 from data.sampler import Layout
 from models.lightning_module import SpeechModule
-from runs import arguments, assert_same_end, checkpoint, run, start, wait_for
 from utils.checkpoint import newest_checkpoint
 
 AUGMENTED = ["--speed_perturb", "0.9", "1.1"]

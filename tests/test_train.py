@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from training_runs import arguments, weights
 
 import train
 from models import Recognizer
-from runs import arguments, weights
 from utils.checkpoint import CheckpointError
 from utils.cli import UsageError
 

@@ -26,8 +26,9 @@ SETTINGS = {  # Comet's own wait for minutes when a run begins, and for hours wh
     "COMET_GET_OR_ADD_EXPERIMENT_RETRY_TOTAL": "1",
     "COMET_TIMEOUT_CLEANING": "30",  # seconds at the end for messages, and as many for batches
     "COMET_TIMEOUT_UPLOAD": "60",  # ... and for files
-    "COMET_TIMEOUT_FILE_UPLOAD": "60",  # seconds for one file
+    "COMET_TIMEOUT_FILE_UPLOAD": "20",  # seconds for the answer to one file, of five tries
     "COMET_FALLBACK_STREAMER_KEEP_OFFLINE_ZIP": "1",  # reduced to what was not sent
+    "COMET_DISABLE_AUTO_LOGGING": "1",  # of what other packages do
     "COMET_LOGGING_CONSOLE": "CRITICAL",  # no tracebacks; what went wrong is said in one line at the end
     "COMET_ERROR_TRACKING_ENABLE": "0",  # reports of its own errors to a third party
 }
@@ -55,13 +56,12 @@ class Comet(CometLogger):
         except Exception as error:  # whatever becomes of the log, the run's results stand
             self.complaints.add(f"{type(error).__name__}: {error}")
         unsent = unsent_messages(records) if self.online else None
-        for archive in (self.folder / "unsent").glob("*.zip"):
-            kept = keep_archive(archive, self.folder, unsent)
-            if kept and self.online:
-                print(f"Comet: not everything could be sent: {self.complaints.first() or 'the connection broke'}")
-            if kept:
-                print(f"Comet: to upload this run: comet upload {kept}", flush=True)
-        shutil.rmtree(self.folder / "unsent", ignore_errors=True)
+        kept = [keep_archive(archive, self.folder, unsent) for archive in (self.folder / "unsent").glob("*.zip")]
+        kept += keep_leftovers(self.folder, self.version, self.name, self.experiment.workspace)
+        if self.online and any(kept):
+            print(f"Comet: not everything could be sent: {(self.complaints.lines or ['the connection broke'])[0]}")
+        for archive in filter(None, kept):
+            print(f"Comet: to upload this run: comet upload {archive}", flush=True)
 
 
 class Complaints(logging.Handler):
@@ -81,10 +81,6 @@ class Complaints(logging.Handler):
         key = os.environ.get("COMET_API_KEY")
         self.lines.append(re.split(r"\. |\n", (text.replace(key, "***") if key else text).strip())[0].strip() + cause)
 
-    def first(self) -> str:
-        """What went wrong first, most often the cause of the rest; empty where nothing did."""
-        return self.lines[0] if self.lines else ""
-
 
 def start_comet(folder: Path, *, project: str, name: str, resumed: bool) -> Comet:
     """The logger of a run, whose experiment's key lies in `folder`; a resumed run goes on with the key that is there.
@@ -100,7 +96,7 @@ def start_comet(folder: Path, *, project: str, name: str, resumed: bool) -> Come
                "workspace": os.environ.get("COMET_WORKSPACE") or None}
     key_file = folder / "experiment_key"
     kept = key_file.read_text().strip() if key_file.exists() else ""
-    for archive in keep_leftovers(folder, kept, options["project"], options["workspace"]):
+    for archive in keep_leftovers(folder, kept or uuid.uuid4().hex, options["project"], options["workspace"]):
         print(f"Comet: a process that was killed had not sent all: comet upload {archive}")
     goes_on = bool(resumed and re.fullmatch("[0-9A-Za-z]{32,50}", kept))
     options |= {"experiment_key": kept if goes_on else uuid.uuid4().hex, "log_code": not goes_on}
@@ -132,7 +128,7 @@ def _start_online(folder: Path, options: dict) -> tuple[Comet | None, str]:
     key, goes_on, complaints = options["experiment_key"], not options["log_code"], options["complaints"]
     try:
         logger = Comet(folder, online=True, **options)
-        why = "" if logger.experiment.alive else complaints.first()
+        why = "" if logger.experiment.alive else complaints.lines[-1]
     except Exception as error:
         why = type(error).__name__
     if goes_on and "ExperimentNotFound" in why:
@@ -144,6 +140,8 @@ def _start_online(folder: Path, options: dict) -> tuple[Comet | None, str]:
         return None, f"the server refuses: {why}"
     if goes_on and not isinstance(logger.experiment, ExistingExperiment):
         print(f"Comet: the server did not know experiment {key}, so it begins there anew", flush=True)
+    if logger.experiment.url:
+        print(f"Comet: {logger.experiment.url}", flush=True)
     return logger, ""
 
 

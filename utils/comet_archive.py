@@ -34,16 +34,20 @@ def keep_archive(archive: Path, folder: Path, unsent: dict[int, dict] | None) ->
     """Packs Comet's archive into `folder`, under a name of its own; of an online run the messages of `unsent` alone.
 
     Comet's own name is the same for every process of one seed, and its archive of an online run would have to be an
-    experiment anew. Returns the archive, or None where there was nothing unsent.
+    experiment anew. Returns the archive; None where there was nothing unsent, or where Comet could not finish its own.
     """
+    if not zipfile.is_zipfile(archive):
+        return None
     with zipfile.ZipFile(archive) as content:
         files = {name: content.read(name) for name in content.namelist()}
+    if "experiment.json" not in files:
+        return None
     metadata = json.loads(files.pop("experiment.json"))
     return _pack(folder, files if unsent is None else _reduce(files, unsent), metadata | APPENDED)
 
 
 def keep_leftovers(folder: Path, key: str, project: str, workspace: str | None) -> list[Path]:
-    """Packs what a killed process of experiment `key` left in `folder/unsent`. Returns the archives."""
+    """Packs what a process of experiment `key` left in `folder/unsent`, most often killed. Returns the archives."""
     unsent, archives = folder / "unsent", []
     records = open_records(unsent)  # of an online run
     for log in sorted(unsent.glob("*/messages.json")):

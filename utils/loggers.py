@@ -8,8 +8,6 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from utils.comet import Comet, start_comet
 from utils.runtime import is_first_process
 
-LOGGERS = ("comet", "tensorboard", "csv", "none")
-
 
 def build_logger(kind: str, *, output_dir: Path, project: str, name: str, resumed: bool = False) -> Logger | None:
     """The logger `kind`, writing under `output_dir` where it writes locally; None for "none".

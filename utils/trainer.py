@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from utils.callbacks import History, Samples, SkippedFiles, Throughput
@@ -42,7 +43,7 @@ def build_trainer(args: argparse.Namespace, logger):
         return lightning.Trainer(
             accelerator="gpu" if gpus else "cpu", devices=devices, num_nodes=args.nodes, strategy=strategy,
             precision=args.precision, logger=logger or False, callbacks=build_callbacks(args),
-            plugins=[WholeFiles()],
+            plugins=build_plugins(),
             max_epochs=args.epochs, gradient_clip_val=args.grad_clip or None,
             accumulate_grad_batches=args.accumulate, limit_train_batches=args.limit_train_batches,
             overfit_batches=args.overfit_batches, fast_dev_run=args.fast_dev_run, use_distributed_sampler=False,
@@ -50,6 +51,16 @@ def build_trainer(args: argparse.Namespace, logger):
             deterministic=args.deterministic, enable_model_summary=False, default_root_dir=args.output_dir)
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UsageError(f"Lightning refuses these flags: {error}") from None
+
+
+def build_plugins() -> list:
+    """Whole checkpoints; and under SLURM, that Lightning leaves its signals and the requeueing to this run.
+
+    Lightning would save in the middle of whatever runs; `docs/slurm.sh` requeues after a checkpoint between steps.
+    """
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [WholeFiles(), SLURMEnvironment(auto_requeue=False)]
+    return [WholeFiles()]
 
 
 def build_callbacks(args: argparse.Namespace) -> list:
