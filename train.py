@@ -20,7 +20,7 @@ from data.index import DataError
 from data.librispeech import URL
 from models import Recognizer
 from utils.audio import AudioError
-from utils.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint, write_averaged
+from utils.checkpoint import CheckpointError, newest_checkpoint, read_resumable, write_averaged
 from utils.cli import (
     OneLineParser,
     UsageError,
@@ -54,7 +54,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     first.add_argument("--config")
     known, _ = first.parse_known_args(argv)
     from_config = read_yaml(known.config).get("model") if known.config else None
-    model = known.model or from_config or "deepspeech2"
+    model = str(known.model or from_config or "deepspeech2")
     if model not in Recognizer.registry:
         where = "--model" if known.model else f"{known.config}: model"
         raise UsageError(f"{where}: {model!r} is none of {', '.join(sorted(Recognizer.registry))}")
@@ -114,7 +114,7 @@ def resume_path(args: argparse.Namespace, network: Recognizer) -> str | None:
         print(f"{folder}: no checkpoint yet, so this run begins anew")
         return None
     path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
-    saved = read_checkpoint(path)["recognizer"]
+    saved = read_resumable(path)["recognizer"]
     different = [f"--{name} was {saved.get(name)!r}, is {network.config.get(name)!r}"
                  for name in sorted(saved.keys() | network.config.keys())
                  if saved.get(name) != network.config.get(name)]

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils.audio import AudioError, probe_seconds
+from utils.shown import shown
 from utils.text import CharTokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
+LONGEST = 3600.0  # seconds of an utterance; what a header states beyond is no utterance, or not true
+LONGEST_LINE = 1 << 20  # bytes of a line in a transcript or a manifest
 
 
 class DataError(ValueError):
@@ -54,9 +57,26 @@ class Index:
     def __str__(self) -> str:
         hours = sum(utterance.seconds for utterance in self.utterances) / 3600
         line = f"{self.name}: {len(self.utterances):,} utterances, {hours:.2f} h"
-        faults = [f"{len(rows)} {kind} ({', '.join(rows[:SHOWN])}{', ...' if len(rows) > SHOWN else ''})"
-                  for kind, rows in self.left_out.items()]
+        faults = [f"{len(rows)} {kind} ({', '.join(shown(row, 300) for row in rows[:SHOWN])}"
+                  f"{', ...' if len(rows) > SHOWN else ''})" for kind, rows in self.left_out.items()]
         return "; left out: ".join([line, "; ".join(faults)]) if faults else line
+
+
+def read_lines(path: Path) -> Iterator[str | None]:
+    """The lines of a UTF-8 file, None for one of more than 1 MB, which is passed over in bounded memory.
+
+    Raises OSError, also for what is no regular file (a pipe would make it wait), and UnicodeDecodeError.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(0, "not a file", str(path))
+    encoding = "utf-8-sig"
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            whole = line
+            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                whole, line = None, file.readline(LONGEST_LINE)
+            yield None if whole is None else whole.decode(encoding)
+            encoding = "utf-8"
 
 
 def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: CharTokenizer,
@@ -125,9 +145,10 @@ def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]
 
 def _probe(path: str) -> float | str:
     try:
-        return probe_seconds(path)
+        seconds = probe_seconds(path)
     except AudioError as error:
         return error.reason
+    return seconds if seconds <= LONGEST else "longer than an hour: cut it into utterances"
 
 
 def _file_key(path: str) -> str:
@@ -146,11 +167,11 @@ def _slug(name: str, paths: list[str]) -> str:
 def _read_cache(path: Path) -> dict:
     try:
         cache = json.loads(path.read_text())
-    except (OSError, ValueError):  # absent, unreadable or cut off: the files are probed again
+    except (OSError, ValueError, RecursionError):  # absent, unreadable or cut off: the files are probed again
         return {}
     if not isinstance(cache, dict):
         return {}
-    return {key: seconds for key, seconds in cache.items() if isinstance(seconds, float)}
+    return {key: seconds for key, seconds in cache.items() if isinstance(seconds, float) and 0 < seconds <= LONGEST}
 
 
 def _write_cache(path: Path, cache: dict) -> None:

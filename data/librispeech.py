@@ -7,15 +7,19 @@
 import os
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.index import DataError, Entry
+from data.index import DataError, Entry, read_lines
 from utils.audio import EXTENSIONS
 from utils.download import DownloadError, fetch
+from utils.packed import BoundedReader
+from utils.shown import shown
 
 URL = "https://www.openslr.org/resources/12"
+UNPACKED_TIMES = 4  # that an archive may unpack to more than its size; FLAC hardly packs
 SHA256 = {  # of the tar.gz of each subset
     "train-clean-100": "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2",
     "train-clean-360": "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf",
@@ -38,7 +42,7 @@ def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
     for transcript in sorted(folder.rglob("*.trans.txt")):
         audio = {path.stem: path for path in transcript.parent.iterdir() if path.suffix.lower() in EXTENSIONS}
         try:
-            lines = transcript.read_text(encoding="utf-8-sig").split("\n")
+            lines = [line or "" for line in read_lines(transcript)]
         except (OSError, UnicodeDecodeError):
             faults["in an unreadable transcript"].append(str(transcript))
             continue
@@ -76,20 +80,27 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
         raise DataError(str(error)) from None
     try:
         return _unpack(archive, root, name)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"cannot unpack {archive} ({' '.join(str(error).split())})") from None
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
+        shutil.rmtree(_beside(root, name), ignore_errors=True)
+        raise DataError(f"cannot unpack {archive} ({shown(error, 200)})") from None
+
+
+def _beside(root: Path, name: str) -> Path:
+    """Where a subset is unpacked, before it is moved into place."""
+    return root / f".unpacking-{name}"
 
 
 def _unpack(archive: Path, root: Path, name: str) -> Path:
-    """Into a folder beside, then moved into place; `filter="data"` keeps members inside it."""
-    beside = root / f".unpacking-{name}"
+    """Into a folder beside, then moved into place. Raises OSError, and what tarfile raises."""
+    beside = _beside(root, name)
     shutil.rmtree(beside, ignore_errors=True)
-    with tarfile.open(archive) as tar:
-        for member in tqdm(tar, desc=f"unpacking {name}", unit=" files"):
-            tar.extract(member, beside, filter="data")
+    with BoundedReader(archive, times=UNPACKED_TIMES) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
+        for member in tqdm(iter(tar.next, None), desc=f"unpacking {name}", unit=" files"):
+            _extract(tar, member, beside)
+            tar.members.clear()  # which it keeps to find links by
     source = beside / "LibriSpeech" / name
     if not source.is_dir():
-        raise DataError(f"{archive}: holds no LibriSpeech/{name}")
+        raise tarfile.TarError(f"holds no LibriSpeech/{name}")
     target = root / "LibriSpeech" / name
     target.parent.mkdir(exist_ok=True)
     source.rename(target)
@@ -97,3 +108,14 @@ def _unpack(archive: Path, root: Path, name: str) -> Path:
         extra.replace(target.parent / extra.name)
     shutil.rmtree(beside)
     return target
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """A file or folder, which `filter="data"` keeps inside `folder`.
+
+    LibriSpeech's archives hold nothing else, and links are how others have led out of a folder, past that filter
+    too. A size below 0 would make tarfile read the same header for ever; sparse files take no bytes of the archive.
+    """
+    if not (member.isfile() or member.isdir()) or member.issparse() or member.size < 0:
+        raise tarfile.TarError(f"{member.name} is neither a file nor a folder")
+    tar.extract(member, folder, filter="data")

@@ -160,12 +160,22 @@ class Recognizer(nn.Module, ABC):
         weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()
                    if key.startswith("network.")}
         try:
+            with torch.device("meta"):  # shapes alone: a file may state a network of any size
+                check_shapes(Recognizer.build(name, **config).state_dict(), weights)
             network = Recognizer.build(name, **config)
             network.load_state_dict(weights)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(path, f"does not fit this version's {name}: {reason}") from None
         return network.eval().to(device)
+
+
+def check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raises ValueError that names a weight which only one of two networks has, or has in another shape."""
+    for name in sorted(expected.keys() | found.keys()):
+        shapes = [tuple(one[name].shape) if name in one else None for one in (expected, found)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"size mismatch: {name} is {shapes[1]}, the network's options say {shapes[0]}")
 
 
 def default_options(cls: type[Recognizer]) -> dict:

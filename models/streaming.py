@@ -19,6 +19,7 @@ from models.layers import RecurrentLayer
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, from_samples
 
+LARGEST_CHUNK = 1 << 20  # bytes; a WAV whose header states a larger one is damaged
 CHUNK = 0.25  # seconds of audio that are read and heard at a time
 
 
@@ -160,6 +161,8 @@ def read_wav_header(stream: BinaryIO) -> tuple[int, int, np.dtype]:
     while len(head := stream.read(8)) == 8:
         name, size = head[:4], int.from_bytes(head[4:], "little")
         if name == b"data":
+            break
+        if size > LARGEST_CHUNK:
             break
         body = stream.read(size + size % 2)
         if name == b"fmt " and len(body) >= 16:

@@ -1,5 +1,6 @@
 """LibriSpeech from a server on this machine that may break, stall, or send something else."""
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import CORPUS
+from little_memory import in_little_memory
 
 import utils.download
 from data import librispeech
@@ -189,6 +191,13 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path, part):
     assert_whole(tmp_path)
 
 
+def test_a_server_that_never_ends_is_left(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils.download, "LARGEST", HALF)
+    monkeypatch.setattr(utils.download, "BLOCK", 1000)
+    assert "the server sends more than" in fail(server, tmp_path)
+    assert (tmp_path / f"{NAME}.tar.gz.part").stat().st_size <= HALF
+
+
 def closed_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -222,21 +231,98 @@ def test_a_wrong_archive_put_there_by_hand(server, tmp_path):
     assert_whole(tmp_path)
 
 
-def outside(name: str, *, link: str = "") -> tarfile.TarInfo:
+def special(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    if link:
-        member.type, member.linkname = tarfile.SYMTYPE, link
+    member.type, member.linkname, member.size = kind, link, size
     return member
 
 
-@pytest.mark.parametrize("member", [
-    outside("../evil"), outside(f"LibriSpeech/{NAME}/../../../../evil"), outside("LibriSpeech/evil", link="../../.."),
-    outside("LibriSpeech/evil", link="/etc/passwd")], ids=lambda member: f"{member.name} {member.linkname}")
-def test_a_member_cannot_leave_the_folder(server, tmp_path, member):
+SPLIT = f"LibriSpeech/{NAME}"
+OUTSIDE = {
+    "above": [special("../evil")],
+    "above by the split": [special(f"{SPLIT}/../../../../evil")],
+    "link above": [special("LibriSpeech/evil", tarfile.SYMTYPE, "../../..")],
+    "link to a file": [special("LibriSpeech/evil", tarfile.SYMTYPE, "/etc/passwd")],
+    "link, then through it": [special(f"{SPLIT}/x", tarfile.SYMTYPE, "../../.."), special(f"{SPLIT}/x/evil")],
+    "link to a link": [special(f"{SPLIT}/x", tarfile.SYMTYPE, "."), special(f"{SPLIT}/y", tarfile.SYMTYPE, "x/../.."),
+                       special(f"{SPLIT}/y/evil")],
+    "link inside": [special(f"{SPLIT}/evil", tarfile.SYMTYPE, "9001")],
+    "hard link": [special(f"{SPLIT}/evil", tarfile.LNKTYPE, "../../../../victim")],
+    "hard link to a file": [special(f"{SPLIT}/evil", tarfile.LNKTYPE, "/etc/passwd")],
+    "device": [special(f"{SPLIT}/evil", tarfile.CHRTYPE)],
+    "block device": [special(f"{SPLIT}/evil", tarfile.BLKTYPE)],
+    "pipe": [special(f"{SPLIT}/evil", tarfile.FIFOTYPE)],
+    "unknown kind": [special(f"{SPLIT}/evil", b"Z")],
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_a_member_cannot_leave_the_folder(server, tmp_path, kind):
     root = tmp_path / "above" / "root"
-    server.content = build_archive(member)
-    fail(server, root, server.content)
+    (tmp_path / "victim").write_text("untouched")
+    server.content = build_archive(*OUTSIDE[kind])
+    assert "cannot unpack" in fail(server, root, server.content)
     assert not [path for path in tmp_path.rglob("*") if path.name == "evil"]
+    assert (tmp_path / "victim").read_text() == "untouched" and (tmp_path / "victim").stat().st_nlink == 1
+    assert {path.name for path in root.iterdir()} == {f"{NAME}.tar.gz", f"{NAME}.tar.gz.sha256"}, "nothing is left"
+
+
+@pytest.mark.parametrize("name", ["/evil", "//evil", "/../evil"])
+def test_an_absolute_path_stays_inside_or_is_refused(server, tmp_path, name):
+    server.content = build_archive(special(name))
+    try:
+        download(server, tmp_path / "above" / "root", server.content)
+    except DataError as error:
+        assert "cannot unpack" in str(error)
+    assert not Path("/evil").exists() and not [path for path in tmp_path.rglob("*") if path.name == "evil"]
+
+
+def raw_header(member: tarfile.TarInfo, size: bytes) -> bytes:
+    """Of a member whose size is these 12 bytes, whatever they are."""
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    return bytes(block)
+
+
+def with_tail(tail: bytes, zeros: int = 0) -> bytes:
+    """dev-clean.tar.gz that goes on with `tail` and zero bytes before its end."""
+    whole = gzip.decompress(ARCHIVE).rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as file:
+        file.write(whole + tail)
+        for _ in range(zeros >> 20):
+            file.write(bytes(1 << 20))
+    return packed.getvalue()
+
+
+BIG = b"%011o\0" % (1 << 32)  # 4 GB
+BOMBS = {
+    "a file of zeros": with_tail(raw_header(special(f"{SPLIT}/x"), b"%011o\0" % (96 << 20)), 96 << 20),
+    "a file that states terabytes": with_tail(raw_header(special(f"{SPLIT}/x"),
+                                                         b"\x80" + (1 << 42).to_bytes(11, "big"))),
+    "a sparse file": with_tail(raw_header(special(f"{SPLIT}/x", tarfile.GNUTYPE_SPARSE), BIG)),
+    "a header of zeros": with_tail(raw_header(special(f"{SPLIT}/x", tarfile.XHDTYPE), BIG), 48 << 20),
+    "a name of gigabytes": with_tail(raw_header(special(f"{SPLIT}/x", tarfile.GNUTYPE_LONGNAME), BIG), 1 << 20),
+    "a size below zero": with_tail(raw_header(special(f"{SPLIT}/x"), b"\xff" * 11 + b"\x00")),
+    "a header of a size below zero": with_tail(raw_header(special(f"{SPLIT}/x", tarfile.XHDTYPE), b"\xff" * 12)),
+    "headers without end": with_tail(raw_header(special("x", tarfile.GNUTYPE_LONGNAME), b"%011o\0" % 0) * 5000),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_is_refused_in_little_memory_and_time(server, tmp_path, kind):
+    server.content = BOMBS[kind]
+    assert len(server.content) < 2 << 20
+
+    def unpack():
+        message = fail(server, tmp_path, server.content)
+        assert "cannot unpack" in message and len(message) < 1000
+        assert {path.name for path in tmp_path.iterdir()} == {f"{NAME}.tar.gz", f"{NAME}.tar.gz.sha256"}
+
+    in_little_memory(unpack, megabytes=150)
 
 
 def test_an_archive_of_something_else(server, tmp_path):
@@ -261,7 +347,9 @@ def test_unpacking_that_is_interrupted_leaves_no_half_split(server, tmp_path, mo
         patch.setattr(tarfile.TarFile, "extract", stopping)
         download(server, tmp_path)
     assert len(members) == 6 and find_split(tmp_path, NAME) is None
-    (tmp_path / f".unpacking-{NAME}" / "LibriSpeech" / NAME / "half.flac").touch()
+    half = tmp_path / f".unpacking-{NAME}" / "LibriSpeech" / NAME / "half.flac"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    half.touch()
     download(server, tmp_path)
     assert len(server.asked) == 1, "the archive is there already"
     assert_whole(tmp_path)

@@ -250,13 +250,13 @@ def test_what_is_wrong_in_one_line(files, capsys, monkeypatch, tmp_path, flags, 
 
 def test_audio_that_turns_bad_stops_it_in_one_line(files, capsys, monkeypatch, tmp_path):
     """Nothing is written where something failed on the way."""
-    from data import datamodule
+    from data import loader
     from utils.audio import AudioError
 
     def unreadable(path):
         raise AudioError(path, "truncated")
 
-    monkeypatch.setattr(datamodule, "load_audio", unreadable)
+    monkeypatch.setattr(loader, "load_audio", unreadable)
     status, out, error = run(capsys, files, "--checkpoint", files["ctc"], "--report", tmp_path)
     assert status == 2 and error.startswith("evaluate.py: error: ") and error.endswith(".opus: truncated\n")
     assert "WER" not in out and not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """Sound files to 16 kHz mono float32, and what can be wrong with them."""
 
+import math
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,9 +10,17 @@ import soundfile
 import torch
 from torch import Tensor
 
+from utils.shown import shown
+
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+RATES = range(1_000, 768_001)  # Hz that a file may state: beyond are errors, and a second that becomes gigabytes
+MOST_SAMPLES = 1 << 28  # of a file that is read as one, 1 GB: 4.6 h at 16 kHz
+_PROBED = 60  # seconds at a time of a file that is read to its end
+_BLOCK = 1 << 20  # samples of all channels that are decoded at once
+_LARGEST_TABLE = 1 << 22  # weights of torchaudio's resampling; 44.1 and 16 kHz take 70,560
+_ZEROS, _ROLLOFF = 6, 0.99  # torchaudio's filter
 _STREAMED_SIZE = 0x7FFF_F000  # bytes; a WAV written to a pipe states this or more: unknown, not truncated
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile states more than this where a FLAC written to a pipe states none
 
@@ -19,7 +29,7 @@ class AudioError(ValueError):
     """A sound file that cannot be used; the message is one line and begins with its path."""
 
     def __init__(self, path, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{shown(path)}: {reason}")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self):  # so that a data worker can send it to the main process
@@ -44,23 +54,40 @@ def read_windows(path, *, step: int | None, overlap: int = 0, sample_rate: int =
     Raises AudioError as `load_audio` does, where the fault stands.
     """
     with _open(path) as sound:
-        rate, read = sound.samplerate, 0
-        size = sound.frames if step is None else (step + overlap) * rate
-        kept = np.empty((0, sound.channels), dtype=np.float32)
+        if step is None and sound.frames > MOST_SAMPLES:
+            raise AudioError(path, f"{sound.frames:,} samples are too long to be read as one: cut it")
+        read, size = 0, sound.frames if step is None else (step + overlap) * sound.samplerate
+        kept = np.empty(0, dtype=np.float32)
         while read < sound.frames or not read:
-            wanted = min(size - len(kept), sound.frames - read)
-            try:
-                fresh = sound.read(wanted, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise AudioError(path, _reason(error)) from None
+            fresh = _read_mono(path, sound, min(size - len(kept), sound.frames - read), read)
             read += len(fresh)
-            if len(fresh) < wanted:
-                raise AudioError(path, f"truncated: {read} of {sound.frames} samples")
             if read == sound.frames and not _container_is_whole(path, sound):
                 raise AudioError(path, "truncated: it ends before its header says")
-            window = np.concatenate([kept, fresh])
-            yield from_samples(window, rate, name=path, sample_rate=sample_rate)
-            kept = window[len(window) - overlap * rate :]
+            window = np.concatenate([kept, fresh]) if len(kept) else fresh
+            yield from_samples(window, sound.samplerate, name=path, sample_rate=sample_rate)
+            kept = window[len(window) - overlap * sound.samplerate :]
+
+
+def _read_mono(path, sound: soundfile.SoundFile, count: int, read: int) -> np.ndarray:
+    """(count,) float32, the mean of the channels, in blocks: memory goes to samples that are there, not just stated."""
+    blocks, left = [], count
+    while left:
+        wanted = min(left, max(1, _BLOCK // sound.channels))
+        try:
+            block = sound.read(wanted, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, ValueError) as error:  # ValueError: libsndfile stands beyond the end
+            raise AudioError(path, _reason(error)) from None
+        left -= len(block)
+        if len(block) < wanted:
+            raise AudioError(path, f"truncated: {read + count - left} of {sound.frames} samples")
+        blocks.append(_mono(block))
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *blocks])
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """(S, channels) to (S,) float32, their mean."""
+    with np.errstate(all="ignore"):  # what is not finite is refused later
+        return samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
 
 
 def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: int = SAMPLE_RATE) -> Tensor:
@@ -68,11 +95,13 @@ def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: i
 
     Raises AudioError, naming `name`, where there is no sample or one is not finite.
     """
-    mono = samples.mean(axis=1, dtype=np.float32) if samples.ndim == 2 and samples.shape[1] > 1 else samples
+    mono = _mono(samples) if samples.ndim == 2 and samples.shape[1] > 1 else samples
     mono = np.ascontiguousarray(mono, dtype=np.float32).reshape(-1)
     if not mono.size:
         raise AudioError(name, "empty: no samples")
-    if not np.isfinite(mono.sum()):  # one pass; a sum of finite samples in [-1, 1] stays finite
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(mono.sum())  # one pass; a sum of finite samples in [-1, 1] stays finite
+    if not finite:
         raise AudioError(name, "samples that are not finite (NaN or infinity)")
     return resample(torch.from_numpy(mono), rate, sample_rate)
 
@@ -81,9 +110,35 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     """Band-limited resampling along the last dimension; both rates in Hz."""
     if rate == new_rate:
         return waveform
+    common = math.gcd(rate, new_rate)
+    if (rate // common) * (new_rate // common) > _LARGEST_TABLE:
+        return _resample_directly(waveform, rate, new_rate)
     from torchaudio.functional import resample as sinc_resample
 
     return sinc_resample(waveform, rate, new_rate)
+
+
+def _resample_directly(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """The same filter for rates with little in common, such as 44,101 and 16,000 Hz.
+
+    torchaudio makes a table of `rate` by `new_rate` weights, 5 GB for these. Here each output sample's own
+    weights are computed: the mean of the inputs around it, weighted by a sinc under a squared cosine that
+    ends after 6 zero crossings, which lie 1 / cutoff of the lower rate apart.
+    """
+    cutoff = _ROLLOFF * min(rate, new_rate) / rate  # cycles of half a turn a sample
+    reach = math.ceil(_ZEROS / cutoff)
+    count = math.ceil(waveform.shape[-1] * new_rate / rate)
+    padded = torch.nn.functional.pad(waveform, (reach, reach + 1))
+    taps, pieces = torch.arange(-reach, reach + 1), []
+    for start in range(0, count, size := max(1, _BLOCK // len(taps))):
+        numbers = torch.arange(start, min(start + size, count))
+        centres = numbers * rate // new_rate  # whole input samples
+        fraction = (numbers * rate % new_rate).double() / new_rate
+        distance = ((taps - fraction[:, None]) * cutoff).clamp(-_ZEROS, _ZEROS)
+        weights = torch.sinc(distance) * torch.cos(distance * math.pi / _ZEROS / 2) ** 2 * cutoff
+        nearby = padded[..., (centres[:, None] + taps + reach)]
+        pieces.append((nearby * weights.to(waveform.dtype)).sum(dim=-1))
+    return torch.cat(pieces, dim=-1)
 
 
 def probe_seconds(path) -> float:
@@ -91,14 +146,15 @@ def probe_seconds(path) -> float:
 
     Reads the last sample too, and what the container says of its own end: both betray a
     truncated file without decoding the whole of it. Floating-point files, the only ones that can
-    hold NaN, and those without random access (GSM) are read whole. Raises AudioError.
+    hold NaN, and those without random access (GSM) are read to their end. Raises AudioError.
     """
     with _open(path) as sound:
         if not sound.frames:
             raise AudioError(path, "empty: no samples")
         if sound.subtype in ("FLOAT", "DOUBLE") or not sound.seekable():
-            return len(load_audio(path)) / SAMPLE_RATE
-        if not _container_is_whole(path, sound) or not _has_last_sample(sound):
+            for _ in read_windows(path, step=_PROBED, sample_rate=sound.samplerate):
+                pass
+        elif not _container_is_whole(path, sound) or not _has_last_sample(sound):
             raise AudioError(path, "truncated: it ends before its header says")
         return sound.frames / sound.samplerate
 
@@ -114,10 +170,19 @@ def _open(path) -> soundfile.SoundFile:
         sound = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(path, f"not audio that can be read ({_reason(error)})") from None
-    if sound.frames > _UNKNOWN_FRAMES:
+    fault = _fault_in_header(sound)
+    if fault:
         sound.close()
-        raise AudioError(path, "its header does not state its length: encode it again, to a file")
+        raise AudioError(path, fault)
     return sound
+
+
+def _fault_in_header(sound: soundfile.SoundFile) -> str:
+    if sound.frames > _UNKNOWN_FRAMES or sound.frames < 0:
+        return "its header does not state its length: encode it again, to a file"
+    if sound.samplerate not in RATES:
+        return f"its header states {sound.samplerate:,} Hz, not {RATES.start:,} to {RATES.stop - 1:,}"
+    return ""
 
 
 def _container_is_whole(path, sound: soundfile.SoundFile) -> bool:
@@ -132,7 +197,7 @@ def _has_last_sample(sound: soundfile.SoundFile) -> bool:
     try:
         sound.seek(sound.frames - 1)
         return len(sound.read(1)) == 1
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, ValueError):  # ValueError: it went beyond the end
         return False
 
 
@@ -143,11 +208,8 @@ def _states_more_bytes(extra_info: str) -> bool:
     """
     if "does not match value from 'ds64' chunk" in extra_info:
         return True
-    for line in extra_info.splitlines():
-        if line.strip().startswith("data :") and "(should be" in line:
-            stated, found = line.split(":")[1].rstrip(")").split("(should be")
-            return _STREAMED_SIZE > int(stated) > int(found)
-    return False
+    stated = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", extra_info, flags=re.MULTILINE)
+    return bool(stated) and _STREAMED_SIZE > int(stated[1]) > int(stated[2])
 
 
 def _last_ogg_page_ends_stream(path) -> bool:

@@ -6,9 +6,12 @@ import re
 import sys
 import types
 import typing
-from pathlib import Path
 
 import yaml
+
+from utils.shown import shown
+
+LARGEST_CONFIG = 64 << 10  # bytes
 
 
 class UsageError(ValueError):
@@ -75,44 +78,63 @@ def config_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
     for key, value in read_yaml(path).items():
         action = options.get(f"--{key}")
         if action is None or key in ("config", "help"):
-            raise UsageError(f"{path}: {key}: no such flag")
-        words = _words(path, key, value, action)
+            raise UsageError(f"{path}: {shown(key, 40)}: no such flag")
         try:
+            words = _words(value, action, key)
             _check(words, action)
-        except UsageError as error:
-            raise UsageError(f"{path}: {key}: {error}") from None
+        except ValueError as error:  # UsageError among them; others of numbers with thousands of digits
+            raise UsageError(f"{path}: {key}: {shown(error, 500)}") from None
         arguments += words
     return arguments
 
 
+class _FlatLoader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can stand for billions of values."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor}: aliases are not read, write the value again")
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: str) -> dict:
-    """The mapping in a YAML file. Raises UsageError."""
+    """The mapping in a YAML file of at most 64 KB. Raises UsageError."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_CONFIG + 1)
+        if len(content) > LARGEST_CONFIG:
+            raise UsageError(f"{path}: more than {LARGEST_CONFIG >> 10} KB, too much for a file of flags")
+        content = yaml.load(content.decode("utf-8-sig"), Loader=_FlatLoader)  # which makes plain values alone
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UsageError:
+        raise
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {shown(' '.join(str(error).split()), 200)}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{path}: must hold one `flag: value` a line")
     return content
 
 
-def _words(path: str, key: str, value, action: argparse.Action) -> list[str]:
+def _words(value, action: argparse.Action, key: str) -> list[str]:
+    """One flag's value as it would be typed."""
     if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
         if not isinstance(value, bool):
-            raise UsageError(f"{path}: {key}: must be true or false, not {value!r}")
+            raise UsageError(f"must be true or false, not {value!r}")
         if action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction):
             return [f"--{key}"] if value else []
         return [f"--{key}" if value else f"--no-{key}"]
     values = value if isinstance(value, list) else [value]
     if isinstance(value, list) and action.nargs is None:
-        raise UsageError(f"{path}: {key}: takes one value, not a list")
+        raise UsageError("takes one value, not a list")
     if any(v is None or isinstance(v, bool | dict | list) for v in values):
-        raise UsageError(f"{path}: {key}: {value!r} is not a value for it")
-    if action.nargs is None:
-        return [f"--{key}={values[0]}"]  # with "=", so that a value may begin with a dash
-    return [f"--{key}", *map(str, values)]
+        raise UsageError(f"{value!r} is not a value for it")
+    words = [str(v) for v in values]
+    if any("\0" in word for word in words):
+        raise UsageError("holds a zero byte, which no flag can")
+    for word in words:
+        word.encode()  # a half of a surrogate pair is no character
+    return [f"--{key}={words[0]}"] if action.nargs is None else [f"--{key}", *words]  # "=", for a value like -1
 
 
 def _check(words: list[str], action: argparse.Action) -> None:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte
+LARGEST = 64 << 30  # bytes; LibriSpeech's largest archive has 30 GB
 
 
 class DownloadError(ValueError):
@@ -70,6 +71,8 @@ def _copy(response, file, done: int, name: str) -> None:
     total = done + int(length) if length else None
     with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=f"downloading {name}") as progress:
         while block := response.read(BLOCK):
+            if file.tell() + len(block) > LARGEST:
+                raise OSError(f"the server sends more than {LARGEST >> 30} GB")
             file.write(block)
             progress.update(len(block))
     if total is not None and file.tell() < total:

@@ -13,10 +13,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from utils.cli import UsageError
-from utils.ngram import ORDERS, SPACE, SYMBOLS, LanguageModelError, arpa_lines, opened, read_words
+from utils.ngram import ORDERS, PACKED_TIMES, SPACE, SYMBOLS, LanguageModelError, arpa_lines, opened, read_words
+from utils.packed import LARGEST_READ, BoundedReader
 from utils.text import CharTokenizer, normalize
 
 FALLBACK_DISCOUNT = 0.5  # where counts of counts give none; as lmplz has it for n-grams seen once
@@ -64,8 +66,8 @@ def find_texts(arguments: list[str]) -> list[Path]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            yield from file
+        with BoundedReader(path, times=PACKED_TIMES) as packed, io.TextIOWrapper(packed, "utf-8-sig") as file:
+            yield from iter(partial(file.readline, LARGEST_READ), "")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UsageError(f"--text {path}: cannot be read as text ({error})") from None
 

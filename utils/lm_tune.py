@@ -29,6 +29,7 @@ from utils.decoding import Decoder, Decoding
 from utils.metrics import ErrorCounts, count_errors
 from utils.ngram import SPACE, LanguageModelError, check_words, load_kenlm, quiet_stderr, read_words, unpacked
 from utils.text import CharTokenizer
+from utils.vetting import vet_archive, vet_tensors
 
 EVALUATE = Path(__file__).resolve().parent.parent / "evaluate.py"
 BATCH = 256  # utterances decoded in one call, one thread each
@@ -117,7 +118,9 @@ def _emissions_file(args) -> Iterator[Path]:
 def read_emissions(path: Path) -> Emissions:
     """What `evaluate.py --save_emissions` wrote, or anything of its form. Raises UsageError."""
     try:
+        vet_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        vet_tensors(saved, path.stat().st_size)
         tokenizer = CharTokenizer(alphabet=saved["alphabet"])
         texts = [one["text"] for one in saved["utterances"]]
         log_probs = [one["log_probs"].float() for one in saved["utterances"]]

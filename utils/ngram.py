@@ -1,6 +1,5 @@
 """N-gram language models (KenLM): load, check, score, and predict the next character in a beam search."""
 
-import gzip
 import math
 import os
 import re
@@ -10,19 +9,23 @@ import tempfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from utils.beam_search import Step
+from utils.packed import BoundedReader
 from utils.text import CharTokenizer
 
 SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
 SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
 LN10 = math.log(10)  # KenLM's logarithms are to base 10
 ORDERS = range(2, 7)  # that KenLM reads, as its Python module and the CTC decoder are built
+PACKED_TIMES = 100  # that an n-gram may unpack to more than its packed size; text packs 3 to 30 fold
+COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})")  # a line of an ARPA file's header
 BINARY = b"mmap lm http://kheafield.com/code"  # how a KenLM binary file begins
 MISSING = "kenlm is not installed: pip install kenlm (it needs a C++ compiler)"
 
@@ -133,13 +136,13 @@ def load_kenlm(path):
 
 
 @contextmanager
-def opened(path) -> Iterator[BinaryIO]:
+def opened(path) -> Iterator[BoundedReader]:
     """The bytes of a file, unpacked where it is packed by gzip. Raises LanguageModelError, also while it is read."""
     path = Path(path)
     if not path.is_file():
         raise LanguageModelError(path, "no such language model")
     try:
-        with (gzip.open if _packed(path) else open)(path, "rb") as file:
+        with BoundedReader(path, times=PACKED_TIMES) as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         raise LanguageModelError(path, f"cannot be read ({error})") from None
@@ -147,18 +150,31 @@ def opened(path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def unpacked(path) -> Iterator[str]:
-    """The path of a plain file: a packed one is unpacked into a temporary one. Raises LanguageModelError."""
+    """The path of a plain file: a packed one is unpacked into a temporary one.
+
+    Raises LanguageModelError, also where an ARPA file's header states more n-grams than there can be in so
+    few bytes: KenLM takes the memory for them before it looks.
+    """
     with tempfile.NamedTemporaryFile(suffix=Path(path).with_suffix("").suffix) as plain:
         with opened(path) as file:
-            if packed := isinstance(file, gzip.GzipFile):
+            if packed := file.packed:
                 shutil.copyfileobj(file, plain, 1 << 20)
                 plain.flush()
-        yield plain.name if packed else str(path)
+        name = plain.name if packed else str(path)
+        _check_counts(path, name)
+        yield name
 
 
-def _packed(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+def _check_counts(path, plain: str) -> None:
+    with open(plain, "rb") as file:
+        if file.read(len(BINARY)) == BINARY:
+            return
+        file.seek(0)
+        header = takewhile(lambda line: line.strip() != b"\\1-grams:", file)
+        counts = [int(match[2]) for line in header if (match := COUNT.fullmatch(line.strip()))]
+    least = sum(count * (2 * order + 2) for order, count in enumerate(counts, start=1))  # bytes: `0\ta b\n`
+    if least > os.path.getsize(plain):
+        raise LanguageModelError(path, f"damaged: its header says {max(counts):,} n-grams, too many for its size")
 
 
 @contextmanager
@@ -209,7 +225,7 @@ def _arpa_header(path, lines: Iterator[bytes]) -> Generator[tuple[int, bytes], N
             if text != b"\\data\\":
                 raise LanguageModelError(path, "neither an ARPA file nor a KenLM binary")
             begun = True
-        elif match := re.fullmatch(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})", text):
+        elif match := COUNT.fullmatch(text):
             counts.append(int(match[2]))
         elif text == b"\\1-grams:" and len(counts) in ORDERS:
             yield 1, line

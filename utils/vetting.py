@@ -1,0 +1,90 @@
+"""What a checkpoint's file may hold, looked at before torch makes anything of it, and again after.
+
+`torch.load(weights_only=True)` runs no foreign code, but it still builds what the file asks for, such as a
+bytearray of a terabyte, and unpacks what is packed. Checkpoints of this project need little of that.
+"""
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+
+from torch import Tensor
+
+KNOWN = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_tensor_v2")
+PLAIN = {"GLOBAL", "REDUCE", "BUILD", "PERSID"}  # of the opcodes that name or call something, those that may be there
+CALLING = PLAIN | {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+LARGEST_NUMBER = 100_000  # of a network's options: sizes, milliseconds, counts
+
+
+class VettingError(ValueError):
+    """Why a file is not taken, without its path."""
+
+
+def vet_archive(path) -> None:
+    """Looks at the zip archive that torch.save writes. Raises VettingError, OSError, and what zipfile raises."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        archive.fp.seek(0, 2)
+        if any(one.compress_type != zipfile.ZIP_STORED for one in members) or (
+                sum(one.file_size for one in members) > archive.fp.tell()):
+            raise VettingError("damaged: it states more bytes than it has")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                _vet_pickle(archive.read(member))
+
+
+def _vet_pickle(content: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in CALLING - PLAIN or (opcode.name == "GLOBAL" and not KNOWN.fullmatch(argument)):
+            named = f" ({argument.replace(' ', '.')[:60]})" if isinstance(argument, str) else ""
+            raise VettingError(f"not a checkpoint of this project: it holds more than plain values{named}")
+
+
+def vet_tensors(content, size: int) -> None:
+    """Raises VettingError where the tensors in nested `content` take more than the `size` bytes of their file.
+
+    A tensor may state any shape over a single number.
+    """
+    storages = {}
+    for tensor in _tensors(content):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise VettingError(f"damaged: it states {tensor.numel():,} numbers where it has fewer")
+    if sum(storages.values()) > size:
+        raise VettingError("damaged: it states more numbers than it has bytes")
+
+
+def _tensors(content) -> Iterator[Tensor]:
+    """Every tensor in dictionaries, lists and tuples, however deep, which may hold themselves."""
+    waiting, seen = [content], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, dict | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += one.values() if isinstance(one, dict) else one
+
+
+def vet_network(recognizer, state_dict) -> None:
+    """Raises VettingError where these are no model's name with plain options, and no tensors by name."""
+    if not isinstance(recognizer, dict) or not isinstance(recognizer.get("model"), str):
+        raise VettingError("not a checkpoint of this project (train.py writes those)")
+    if not isinstance(state_dict, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                                   for name, value in state_dict.items()):
+        raise VettingError("not a checkpoint of this project (train.py writes those)")
+    for name, value in recognizer.items():
+        if not isinstance(name, str) or not _is_option(value):
+            raise VettingError(f"damaged: no network has such an option {str(name)[:40]!r}")
+
+
+def _is_option(value) -> bool:
+    """A text, a truth value, a finite number that a size may have, or a list of these."""
+    if isinstance(value, list):
+        return len(value) <= LARGEST_NUMBER and not any(isinstance(one, list) for one in value) and all(
+            map(_is_option, value))
+    if isinstance(value, int | float):
+        return -LARGEST_NUMBER <= value <= LARGEST_NUMBER  # False for NaN
+    return value is None or isinstance(value, str)
