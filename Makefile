@@ -1,6 +1,7 @@
 # make demo    install, make a corpus of synthetic speech, train, evaluate, transcribe
 # make test    install, run the tests
 # make lint    what CI checks besides
+# make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -10,7 +11,7 @@ MODEL ?= deepspeech2
 CONFIG := configs/$(MODEL)_demo.yaml
 RUN := runs/$(MODEL)_demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 
 # kenlm is compiled by pip; without a compiler everything but beam search with an n-gram works.
 HAVE_CXX := $(shell command -v c++ || command -v g++ || command -v clang++)
@@ -41,6 +42,13 @@ test: install
 
 lint: install
 	$(PY) -m ruff check .
+
+BENCHMARKS := padding data startup las beam_search transcribe mingru training_step
+
+bench: install
+	@for name in $(BENCHMARKS); do \
+		$(PY) -m benchmarks.$$name --json runs/bench/$$name.json && echo || exit 1; \
+	done
 
 clean:
 	rm -rf .venv runs .cache $(DEMO)

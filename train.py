@@ -19,6 +19,7 @@ import yaml
 from data.index import DataError
 from data.librispeech import URL
 from models import Recognizer
+from models.mingru import keep_scan_uncompiled
 from utils.audio import AudioError
 from utils.checkpoint import CheckpointError, newest_checkpoint, read_resumable, write_averaged
 from utils.cli import (
@@ -77,10 +78,12 @@ def build_network(args: argparse.Namespace) -> Recognizer:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
     if args.gradient_checkpointing and options.get("norm") == "batch":
         raise UsageError("--gradient_checkpointing would count every batch twice in the statistics of --norm batch")
+    if args.compile:
+        keep_scan_uncompiled()
     for layer in network.large_layers:
         layer.recompute = args.gradient_checkpointing
         if args.compile:
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=True)  # of any length, without compiling again for each
     return network
 
 

@@ -33,7 +33,20 @@ def prepare(args: argparse.Namespace) -> torch.device | None:
     return device
 
 
-def medians(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, float]:
+def clock_of(args: argparse.Namespace) -> Callable[[], float]:
+    """The wall's clock; on one thread of the CPU the processor's, which leaves out what others do meanwhile."""
+    return time.process_time if args.threads == 1 and args.device == "cpu" else wall_clock
+
+
+def wall_clock() -> float:
+    """Seconds; the GPU, where there is one, has done its work by then."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def medians(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 1,
+            clock: Callable[[], float] = wall_clock) -> dict[str, float]:
     """Median seconds of each case.
 
     Cases take turns, so that other work on the machine disturbs them alike, and what it disturbs the
@@ -42,12 +55,25 @@ def medians(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int 
     seconds = {name: [] for name in cases}
     for turn in range(warmup + rounds):
         for name, case in cases.items():
-            started = _now()
+            started = clock()
             case()
-            taken = _now() - started
+            taken = clock() - started
             if turn >= warmup:
                 seconds[name].append(taken)
     return {name: median(values) for name, values in seconds.items()}
+
+
+def machine_rates(device: torch.device | str = "cpu", *, size: int = 2048, rounds: int = 5,
+                  dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+    """What this machine can do: operations a second of a matrix product in `dtype`, bytes a second of a copy.
+
+    The floor of a case is its operations, or the bytes that it must read and write, over these.
+    """
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    source = torch.randn(16 * size * size, device=device)  # beyond every cache
+    target = torch.empty_like(source)
+    seconds = medians({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds=rounds)
+    return 2 * size**3 / seconds["product"], 2 * source.nbytes / seconds["copy"]
 
 
 def show(title: str, rows: list[dict], *, json_path: Path | None = None, **facts) -> None:
@@ -85,9 +111,3 @@ def _lines(path: str) -> list[str]:
 
 def _cell(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

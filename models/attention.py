@@ -5,6 +5,7 @@ speller. Energies, softmax and the weighted sum run in float32 under every preci
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from models.layers import length_mask
 
 AttentionType = Literal["content", "bahdanau", "location", "multihead"]
+Product = Callable[[Tensor, Tensor], Tensor]  # x @ matrix, such as torch.matmul
 
 
 class Memory(NamedTuple):
     """What attention looks at: B utterances of T encoder frames."""
 
-    keys: Tensor  # (B, T, A) float32
+    keys: Tensor  # (B, T, A) float32; (B, A, T) where energies are products with them
     values: Tensor  # (B, T, H) float32
     valid: Tensor  # (B, T) bool
 
@@ -47,13 +49,15 @@ class Attention(nn.Module, ABC):
         return Memory(self.key(frames).float(), frames.float(), length_mask(lengths, frames.shape[1]))
 
     @abstractmethod
-    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor,
+                product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
         """One step.
 
         Args:
             query: (B, Q) the speller's state.
             memory: of `remember`.
             previous: (B, T) weights of the step before, zeros at first.
+            product: with what every step reads, where there are several (`models.unrolled`).
 
         Returns the (B, H) context and the (B, T) weights, which sum to 1 over valid frames.
         """
@@ -63,16 +67,17 @@ class EnergyAttention(Attention):
     """One energy a frame, a softmax, a weighted mean; subclasses say how well a query fits a key."""
 
     @abstractmethod
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """(B, A) projected query, (B, T, A) keys, (B, T) weights of the step before to (B, T) energies."""
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
+        """(B, A) projected query, keys of `remember`, (B, T) weights of the step before to (B, T) energies."""
 
-    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor,
+                product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
         """As `Attention.forward`."""
         projected = self.query(query).float()
         with torch.autocast(query.device.type, enabled=False):
-            energies = self.energies(projected, memory.keys, previous)
+            energies = self.energies(projected, memory.keys, previous, product)
             weights = energies.masked_fill(~memory.valid, -torch.inf).softmax(dim=-1)
-            context = torch.bmm(weights[:, None], memory.values)[:, 0]
+            context = product(weights[:, None], memory.values)[:, 0]
         return context, weights
 
 
@@ -80,13 +85,13 @@ class ContentAttention(EnergyAttention):
     """Dot product of two one-layer perceptrons (Chan et al. 2015, section 3.2): <phi(s), psi(h)>."""
 
     def remember(self, frames: Tensor, lengths: Tensor) -> Memory:
-        """The keys are psi(h)."""
+        """The keys are psi(h), (B, A, T)."""
         memory = super().remember(frames, lengths)
-        return memory._replace(keys=memory.keys.tanh())
+        return memory._replace(keys=memory.keys.tanh().mT)
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
         """phi(s) . psi(h)"""
-        return torch.bmm(keys, query.tanh()[..., None])[..., 0]
+        return product(query.tanh()[:, None], keys)[:, 0]
 
 
 class AdditiveAttention(EnergyAttention):
@@ -96,9 +101,9 @@ class AdditiveAttention(EnergyAttention):
         super().__init__(query_size, memory_size, size)
         self.energy = nn.Parameter(torch.randn(size) * size**-0.5)
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
         """The perceptron above."""
-        return (query[:, None] + keys).tanh() @ self.energy.float()
+        return _Perceptron.apply(query, keys, None, None, self.energy.float())
 
 
 class LocationAttention(AdditiveAttention):
@@ -114,10 +119,10 @@ class LocationAttention(AdditiveAttention):
         self.convolution = nn.Conv1d(1, self.filters, self.width, padding=self.width // 2, bias=False)
         self.location = nn.Linear(self.filters, size, bias=False)
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
         """The perceptron above."""
         f = F.conv1d(previous[:, None], self.convolution.weight.float(), padding=self.width // 2)  # (B, filters, T)
-        return super().energies(query, keys + F.linear(f.transpose(1, 2), self.location.weight.float()), previous)
+        return _Perceptron.apply(query, keys, f, self.location.weight.float(), self.energy.float())
 
 
 class MultiHeadAttention(Attention):
@@ -136,7 +141,8 @@ class MultiHeadAttention(Attention):
         """Keys and values, each of which the heads share out among them."""
         return super().remember(frames, lengths)._replace(values=self.value(frames).float())
 
-    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor,
+                product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
         """As `Attention.forward`."""
         projected = self.query(query).float()
         with torch.autocast(query.device.type, enabled=False):
@@ -147,6 +153,35 @@ class MultiHeadAttention(Attention):
             weights = energies.masked_fill(~memory.valid[:, None], -torch.inf).softmax(dim=-1)
             context = torch.einsum("bnt,btna->bna", weights, v).flatten(1)
         return self.output(context.to(query.dtype)).float(), weights.mean(dim=1)
+
+
+class _Perceptron(torch.autograd.Function):
+    """v . tanh(q + k + U f): (B, A), (B, T, A), (B, filters, T) or None, (A, filters) or None and (A,) to (B, T).
+
+    In place where autograd could not be: (B, T, A) is by far the largest tensor of a step. tanh x is
+    2 sigmoid(2 x) - 1, which PyTorch computes ten times faster on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, keys: Tensor, f: Tensor | None, location: Tensor | None, energy: Tensor) -> Tensor:
+        if f is None:
+            sums = keys + query[:, None]
+        else:
+            sums = torch.baddbmm(keys, f.mT, location.t().expand(len(f), -1, -1)).add_(query[:, None])
+        sigmoid = sums.mul_(2).sigmoid_()
+        ctx.save_for_backward(sigmoid, f, location, energy)
+        return 2 * (sigmoid @ energy) - energy.sum()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        sigmoid, f, location, energy = ctx.saved_tensors
+        d_energy = 2 * (grad.flatten() @ sigmoid.flatten(0, 1)) - grad.sum()
+        d_sums = sigmoid.addcmul(sigmoid, sigmoid, value=-1).mul_(4 * energy).mul_(grad[..., None])  # (B, T, A)
+        d_query, d_f, d_location = d_sums.sum(dim=1), None, None
+        if f is not None:
+            d_f = torch.bmm(location.t().expand(len(f), -1, -1), d_sums.mT)
+            d_location = torch.bmm(f, d_sums).sum(dim=0).t()
+        return d_query, d_sums, d_f, d_location, d_energy
 
 
 ATTENTIONS = {"content": ContentAttention, "bahdanau": AdditiveAttention, "location": LocationAttention,

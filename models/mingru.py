@@ -11,17 +11,26 @@ and all T states follow from a parallel prefix scan. g(v) = v + 0.5 for v >= 0, 
 it stand side by side here and give the same states:
 
     sequential     the equation above, step by step: the reference, and what streaming runs
-    linear         an odd-even parallel scan over (1 - z, z * c); the default, exact and fast
+    linear         a scan over (1 - z, z * c), gates and gradients in one function: the default, exact and
+                   fast; a Triton kernel on CUDA (`mingru_triton.py`), tiles in PyTorch elsewhere and
+                   where Triton is not installed (`mingru_tiled.py`)
     log            the log-cumsum-exp scan of the paper's Appendix B.1
 """
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.mingru_tiled import TiledScan
+
 ScanSpace = Literal["linear", "log", "sequential"]
+
+USE_TRITON = find_spec("triton") is not None and torch.version.cuda is not None  # on CUDA; ROCm is not tested
+SHUT = -1e4  # a k of which z = sigmoid(k) is exactly 0, and whose logarithm is finite
 
 
 def g(v: Tensor) -> Tensor:
@@ -53,8 +62,8 @@ def sequential(k: Tensor, v: Tensor, h0: Tensor | None = None) -> Tensor:
 
 
 def parallel_linear(k: Tensor, v: Tensor) -> Tensor:
-    """The same states by an odd-even scan: O(T) work in O(log T) steps, from a zero state."""
-    return LinearRecurrence.apply(torch.sigmoid(-k), torch.sigmoid(k) * g(v))  # 1 - sigmoid(k) is sigmoid(-k)
+    """The same states from a zero state, without a step at a time in autograd: `fused_scan` of one direction."""
+    return fused_scan(torch.stack([k, v], dim=2)[:, :, None], None)[:, :, 0]
 
 
 def parallel_log(k: Tensor, v: Tensor) -> Tensor:
@@ -72,49 +81,50 @@ def parallel_log(k: Tensor, v: Tensor) -> Tensor:
     return (total_decay + torch.logcumsumexp(log_input - total_decay, dim=1)).exp().to(dtype)
 
 
-class LinearRecurrence(torch.autograd.Function):
-    """h_t = a_t h_{t-1} + b_t along dimension 1, h_0 = b_0.
+def fused_scan(kv: Tensor, lengths: Tensor | None) -> Tensor:
+    """States of all directions in one autograd function; arguments and result as in `directional_states`.
 
-    With G_t the gradient that reaches h_t in all, G_t = dL/dh_t + a_{t+1} G_{t+1}: the same
-    recurrence run backwards, so the backward pass is one more scan and only a and h are kept.
+    CUDA runs the Triton kernels. A CPU, and CUDA where Triton is not installed, runs `TiledScan`.
     """
+    if kv.is_cuda and USE_TRITON:
+        from models.mingru_triton import TritonScan
 
-    @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
-        h = odd_even_scan(a, b)
-        ctx.save_for_backward(a, h)
-        return h
-
-    @staticmethod
-    def backward(ctx, grad_h: Tensor) -> tuple[Tensor, Tensor]:
-        a, h = ctx.saved_tensors
-        a_next = F.pad(a[:, 1:], (0, 0, 0, 1))  # (B, T, H), nothing follows the last frame
-        grad_b = odd_even_scan(a_next.flip(1), grad_h.flip(1)).flip(1)
-        grad_a = grad_b * F.pad(h[:, :-1], (0, 0, 1, 0))
-        return grad_a, grad_b
+        return TritonScan.apply(kv, lengths)
+    return TiledScan.apply(kv, lengths)
 
 
-def odd_even_scan(a: Tensor, b: Tensor) -> Tensor:
-    """All states of h_t = a_t h_{t-1} + b_t with h_{-1} = 0; a, b and the result are (B, T, H).
+def keep_scan_uncompiled() -> None:
+    """torch.compile then leaves `fused_scan` alone, whose loops over tiles and frames it would unroll.
 
-    Two neighbouring steps are one step with coefficients (a_1 a_0, a_1 b_0 + b_1). Joining all
-    pairs halves the length; the shorter recurrence gives every odd state, and one more step from
-    those gives the even ones (Blelloch 1990).
+    A decorator would do the same, and load the compiler into every program that imports this file.
     """
-    frames = b.shape[1]
-    if frames == 1:
-        return b.clone()
-    a_even, a_odd = a[:, 0 : frames - 1 : 2], a[:, 1::2]
-    b_even, b_odd = b[:, 0 : frames - 1 : 2], b[:, 1::2]
-    h_odd = odd_even_scan(a_odd * a_even, torch.addcmul(b_odd, a_odd, b_even))
-    h = torch.empty_like(b)
-    h[:, 1::2] = h_odd
-    h[:, 0] = b[:, 0]
-    h[:, 2::2] = torch.addcmul(b[:, 2::2], a[:, 2::2], h_odd[:, : (frames - 1) // 2])
-    return h
+    global fused_scan
+    fused_scan = torch.compiler.disable(fused_scan)
 
 
-SCANS = {"linear": parallel_linear, "log": parallel_log, "sequential": sequential}
+def directional_states(kv: Tensor, lengths: Tensor | None, scan: ScanSpace = "linear") -> Tensor:
+    """The recurrence from a zero state in one or two directions.
+
+    Args:
+        kv: (B, T, D, 2, H) pre-activations k and v of D directions. The second one runs from an
+            utterance's last frame to its first.
+        lengths: (B,) frames; None where there is no padding. Padding has states of zero.
+
+    Returns:
+        (B, T, D, H) states in kv's precision; they are computed in float32 at least.
+    """
+    if scan == "linear":
+        return fused_scan(kv, lengths)
+    k, v = kv.to(torch.promote_types(kv.dtype, torch.float32)).unbind(3)
+    if lengths is not None:
+        padding = (torch.arange(kv.shape[1], device=kv.device) >= lengths[:, None])[..., None, None]
+        k = k.masked_fill(padding, SHUT)  # so that the way back from the end begins with a zero state
+    recurrence = {"log": parallel_log, "sequential": sequential}[scan]
+    h = [recurrence(k[:, :, 0], v[:, :, 0])]
+    if kv.shape[2] == 2:
+        h.append(recurrence(k[:, :, 1].flip(1), v[:, :, 1].flip(1)).flip(1))
+    h = torch.stack(h, dim=2).to(kv.dtype)
+    return h if lengths is None else h.masked_fill(padding, 0.0)
 
 
 class MinGRU(nn.Module):
@@ -129,12 +139,24 @@ class MinGRU(nn.Module):
         self.linear = nn.Linear(input_size, 2 * hidden_size)  # rows: Linear_z, then Linear_h
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, input) to (B, T, H) states in x's precision, and the last state, (B, H) float32.
+        """(B, T, input) to (B, T, H) states in the product's precision, and the last state, (B, H) float32.
 
         With the (B, H) `state` before the first frame it goes on from there, step by step.
         """
-        k, v = self.linear(x).chunk(2, dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
-            k, v = k.float(), v.float()
-            h = SCANS[self.scan](k, v) if state is None else sequential(k, v, state)
-        return h.to(k.dtype), h[:, -1]
+        if state is None:
+            h = run_directions([self], x, None)
+            return h, h[:, -1].float()
+        k, v = self.linear(x).to(state.dtype).chunk(2, dim=-1)
+        h = sequential(k, v, state)
+        return h, h[:, -1]
+
+
+def run_directions(layers: Sequence[MinGRU], x: Tensor, lengths: Tensor | None) -> Tensor:
+    """One or two layers over the same (B, T, input), the second from the end, to (B, T, directions * H).
+
+    One product serves both directions, and nothing is reversed in memory.
+    """
+    weight = torch.cat([layer.linear.weight for layer in layers])  # (directions * 2 * H, input)
+    kv = F.linear(x, weight, torch.cat([layer.linear.bias for layer in layers]))
+    with torch.autocast(x.device.type, enabled=False):
+        return directional_states(kv.unflatten(-1, (len(layers), 2, -1)), lengths, layers[0].scan).flatten(2)

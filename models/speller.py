@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.attention import ATTENTIONS, AttentionType, Memory
+from models.attention import ATTENTIONS, AttentionType, Memory, Product
+from models.unrolled import UnrolledLSTM, UnrolledProducts
 
 
 class SpellerState(NamedTuple):
@@ -22,7 +23,7 @@ class Speller(nn.Module):
     """LSTM layers fed with the last character and the last context, attention, and a perceptron.
 
     All that needs no state of the step before is done for all steps at once: what the embedded
-    characters add to the first layer's gates, and the classification.
+    characters add to the first layer's gates, the classification, and the gradients of what all steps read.
     """
 
     def __init__(self, memory_size: int, classes: int, silent: list[int], *, size: int, layers: int,
@@ -56,7 +57,8 @@ class Speller(nn.Module):
 
         Returns (B, U, V) float32 log-probabilities and (B, U, T) attention weights.
         """
-        state, outputs, weights = self.start(memory), [], []
+        (size, steps), state, outputs, weights = tokens.shape, self.start(memory), [], []
+        layers, product = [UnrolledLSTM(gates, steps, size) for gates in self.gates], UnrolledProducts(steps)
         sampled = torch.rand(tokens.shape) < sampling_rate  # on the CPU, so that asking stalls no device
         characters = self.characters(self.embedding(tokens)).unbind(1)
         for u, gates in enumerate(characters):
@@ -64,7 +66,7 @@ class Speller(nn.Module):
                 drawn = sample(self.classify(outputs[-1]).detach())
                 token = torch.where(sampled[:, u].to(tokens.device), drawn, tokens[:, u])
                 gates = self.characters(self.embedding(token))
-            output, state = self._advance(gates, state, memory)
+            output, state = self._advance(gates, state, memory, layers, product)
             outputs.append(output)
             weights.append(state.weights)
         return self.classify(torch.stack(outputs, dim=1)), torch.stack(weights, dim=1)
@@ -79,21 +81,23 @@ class Speller(nn.Module):
 
     def step(self, tokens: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
         """One character: (N,) last tokens to (N, V) log-probabilities of the next, and the state after."""
-        output, state = self._advance(self.characters(self.embedding(tokens)), state, memory)
+        layers = [UnrolledLSTM(gates, 1, len(tokens)) for gates in self.gates]
+        output, state = self._advance(self.characters(self.embedding(tokens)), state, memory, layers)
         return self.classify(output), state
 
-    def _advance(self, gates: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
+    def _advance(self, gates: Tensor, state: SpellerState, memory: Memory, layers: list[UnrolledLSTM],
+                 product: Product = torch.matmul) -> tuple[Tensor, SpellerState]:
         """s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1}); c_i = AttentionContext(s_i, h) (section 3.2).
 
         `gates` is what y_{i-1} adds to the gates of the first layer. Returns (N, D + H) s_i and c_i.
         """
         x, hidden, cells = state.context, [], []
-        for linear, h, c in zip(self.gates, state.hidden, state.cells, strict=True):
-            h, c = lstm_cell(linear(torch.cat([x, h], dim=-1).to(linear.weight.dtype)) + gates, c)
+        for layer, h, c in zip(layers, state.hidden, state.cells, strict=True):
+            h, c = layer(x, h, c, gates)
             hidden.append(h)
             cells.append(c)
             x, gates = self.dropout(h), 0.0
-        context, weights = self.attention(x.to(self.hidden.weight.dtype), memory, state.weights)
+        context, weights = self.attention(x.to(self.hidden.weight.dtype), memory, state.weights, product)
         state = SpellerState(tuple(hidden), tuple(cells), context, weights, state.coverage + weights)
         return torch.cat([x, context], dim=-1).to(self.hidden.weight.dtype), state
 
@@ -101,13 +105,6 @@ class Speller(nn.Module):
         """P(y_i | x, y_<i) of s_i and c_i, by a perceptron and a softmax: log-probabilities, float32."""
         scores = self.output(self.dropout(self.hidden(outputs).tanh())).float()
         return scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1)
-
-
-def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, 4 D) input, forget, cell and output gates before their nonlinearities; the state runs in float32."""
-    i, f, g, o = gates.float().chunk(4, dim=-1)
-    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-    return o.sigmoid() * cell.tanh(), cell
 
 
 def sample(log_probs: Tensor) -> Tensor:

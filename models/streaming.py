@@ -163,6 +163,7 @@ def read_wav_header(stream: BinaryIO) -> tuple[int, int, np.dtype]:
         if name == b"data":
             break
         if size > LARGEST_CHUNK:
+            kind = None
             break
         body = stream.read(size + size % 2)
         if name == b"fmt " and len(body) >= 16:

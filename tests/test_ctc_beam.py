@@ -15,7 +15,7 @@ from conftest import TINY
 
 from models import Recognizer
 from utils import lm_build
-from utils.ctc_beam import CTCBeamSearch
+from utils.ctc_beam import CTCBeamSearch, without_sure_blanks
 from utils.decoding import Decoder, Decoding
 from utils.ngram import LN10, LanguageModelError, NGram
 from utils.text import CharTokenizer
@@ -255,6 +255,36 @@ def test_both_programs_agree(english, options):
         assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)
     assert {len(one) for one in native} <= set(range(1, options.get("nbest", 1) + 1))
     assert native[0][0].text == SENTENCES[0]
+
+
+def test_of_sure_blanks_in_a_row_one_stays():
+    """Doubtful ones all stay, and nothing is left out of what holds none."""
+    blank = torch.tensor([0.99, 0.999, 0.1, 0.99, 0.97, 0.99, 0.99, 0.99, 0.2])
+    log_probs = torch.stack([blank, (1 - blank) / 2, (1 - blank) / 2], dim=1).log().numpy()
+    kept = without_sure_blanks(log_probs, 0.98)
+    assert kept[:, 0].tolist() == log_probs[[0, 2, 3, 4, 5, 8], 0].tolist()
+    assert without_sure_blanks(kept, 0.98).tolist() == kept.tolist()
+    assert without_sure_blanks(log_probs[2:3], 0.98).shape == (1, 3)
+    assert without_sure_blanks(log_probs[:0], 0.98).shape == (0, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("with_lm", [False, True])
+def test_skipped_blanks_leave_the_texts(english, backend, with_lm):
+    """Double letters stay apart, scores move by what the blanks left out were in doubt."""
+    frames = []
+    for token in ENGLISH.encode("dull cats all sat "):
+        letter, blank = torch.randn(ENGLISH.ctc_size), torch.randn(4, ENGLISH.ctc_size)
+        letter[token] += 8
+        blank[:, ENGLISH.blank] += 12
+        frames += [letter[None], blank]
+    emissions = torch.cat(frames).log_softmax(dim=-1)
+    assert len(without_sure_blanks(emissions.numpy(), 0.98)) == 2 * len(frames) / 2
+    options = {"decoder": "beam", "decoder_backend": backend, "lm": english if with_lm else None, "alpha": 0.2}
+    (whole,), (skipped,) = (search([emissions], Decoding(**options, skip_blanks=skip), ENGLISH)[0]
+                            for skip in (1.0, 0.98))
+    assert whole.text == skipped.text == "dull cats all sat"
+    assert skipped.score == pytest.approx(whole.score, abs=0.02 * len(emissions))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,11 +1,22 @@
-"""minGRU against the paper's recurrence in float64."""
+"""minGRU against the paper's recurrence in float64: every form, both directions, padding, gradients, kernels."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
+from conftest import ROOT
 
-from models.mingru import LinearRecurrence, MinGRU, g, odd_even_scan, parallel_linear, parallel_log, sequential
+from models import mingru_tiled
+from models.layers import Recurrence, reverse_frames
+from models.mingru import MinGRU, directional_states, g, parallel_linear, parallel_log, sequential
+from models.mingru_tiled import TiledScan, odd_even_scan
 
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 7, 5), (2, 64, 4), (2, 257, 8), (1, 1500, 4)]
+PADDED = [((3, 9, 5), (9, 1, 6)), ((2, 1, 3), (1, 1)), ((4, 70, 2), (33, 70, 1, 32)), ((2, 12, 3), (7, 5))]
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
 def inputs(size, scale=3.0, dtype=torch.float64):
@@ -23,9 +34,50 @@ def paper(k, v):
     return torch.stack(states, 1)
 
 
+def paper_by_utterance(kv, lengths):
+    """Each direction of each utterance by itself, without padding: (B, T, D, 2, H) to (B, T, D, H)."""
+    h = torch.zeros_like(kv[:, :, :, 0])
+    rows = []
+    for one, length in zip(kv, lengths, strict=True):
+        k, v = one[:length].unbind(2)  # (T, D, H)
+        there, back = paper(k[None, :, 0], v[None, :, 0])[0], paper(k[None, :, 1].flip(1), v[None, :, 1].flip(1))[0]
+        rows.append(torch.cat([torch.stack([there, back.flip(0)], 1), h[0, length:]]))
+    return torch.stack(rows)
+
+
+def with_gradient(function, kv, *arguments):
+    """States, and the gradient of a fixed weighted sum over all of them, padding included."""
+    kv = kv.detach().clone().requires_grad_()
+    h = function(kv, *arguments)
+    weights = torch.randn(h.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (h * weights.to(h.dtype)).sum().backward()
+    return h.detach(), kv.grad
+
+
+def assert_is_the_papers(scan, size, lengths, dtype=torch.float32, atol=1e-5, rtol=1e-5):
+    """States and gradients in both directions, against float64."""
+    batch, frames, hidden = size
+    generator = torch.Generator().manual_seed(frames)
+    kv = 3 * torch.randn(batch, frames, 2, 2, hidden, generator=generator, dtype=torch.float64)
+    kv = kv.to(dtype).double()  # what every precision can hold
+    expected = with_gradient(paper_by_utterance, kv, lengths)
+    found = with_gradient(scan, kv.to(dtype), torch.tensor(lengths))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, atol=atol, rtol=rtol)
+        assert all(not row[length:].any() for row, length in zip(one, lengths, strict=True)), "padding"
+
+
+@pytest.fixture(params=["step by step", "odd-even"])
+def tiled(request, monkeypatch):
+    """Small tiles, so that these sizes have several, and either way through a tile."""
+    monkeypatch.setattr(mingru_tiled, "TILE", 60)
+    monkeypatch.setattr(mingru_tiled, "WIDE", 1 if request.param == "step by step" else 1 << 30)
+
+
 @pytest.mark.parametrize("scan", [sequential, parallel_linear, parallel_log])
 @pytest.mark.parametrize("size", SIZES)
-def test_states_are_the_papers(scan, size):
+def test_states_are_the_papers(scan, size, tiled):
     """To 1e-5 in float32, with gates from wide open to shut."""
     k, v = inputs(size)
     expected = paper(k, v)
@@ -33,17 +85,32 @@ def test_states_are_the_papers(scan, size):
     torch.testing.assert_close(scan(k.float(), v.float()).double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scan", ["linear", "log", "sequential"])
+@pytest.mark.parametrize(("size", "lengths"), PADDED)
+def test_both_directions_leave_padding_out(scan, size, lengths, tiled):
+    assert_is_the_papers(lambda kv, n: directional_states(kv, n, scan), size, lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_and_out(dtype, tiled):
+    """States and gradients are those of float32, rounded when they are written."""
+    tolerance = 4 * torch.finfo(dtype).eps
+    assert_is_the_papers(TiledScan.apply, (3, 40, 5), (40, 1, 23), dtype, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("scan", [sequential, parallel_linear, parallel_log])
 @pytest.mark.parametrize("size", [(1, 1, 2), (2, 5, 3), (1, 8, 2)])
-def test_gradcheck(scan, size):
+def test_gradcheck(scan, size, tiled):
     k, v = (x.requires_grad_() for x in inputs(size, scale=1.0))
     assert torch.autograd.gradcheck(scan, (k, v))
 
 
-@pytest.mark.parametrize("size", [(2, 6, 3), (1, 1, 1)])
-def test_recurrence_gradcheck(size):
-    a, b = (x.requires_grad_() for x in inputs(size, scale=1.0))
-    assert torch.autograd.gradcheck(LinearRecurrence.apply, (a, b))
+def test_a_gate_of_zero_takes_the_papers_side():
+    """g'(0) is 1, as in v >= 0, in every form."""
+    kv = torch.zeros(1, 3, 1, 2, 2)
+    gradients = [with_gradient(lambda x, scan=scan: directional_states(x, None, scan), kv)[1]
+                 for scan in ("linear", "sequential")]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("scan", [parallel_linear, parallel_log])
@@ -89,6 +156,34 @@ def test_initial_state_of_the_sequential_form():
     torch.testing.assert_close(torch.cat([first, sequential(k[:, 4:], v[:, 4:], first[:, -1])], 1), whole)
 
 
+def test_two_directions_are_two_layers():
+    """One product for both is a layer, and another over the reversed frames; checkpoints keep their two names."""
+    torch.manual_seed(0)
+    layer = Recurrence(6, 5, rnn_type="mingru")
+    assert set(layer.state_dict()) == {f"{way}.linear.{part}" for way in ("forwards", "backwards")
+                                       for part in ("weight", "bias")}
+    x, lengths = torch.randn(3, 9, 6), torch.tensor([9, 1, 6])
+    back = reverse_frames(layer.backwards(reverse_frames(x, lengths))[0], lengths)
+    expected = torch.cat([layer.forwards(x)[0], back], dim=-1)
+    out = layer(x, lengths)
+    for row, other, length in zip(out, expected, lengths.tolist(), strict=True):
+        torch.testing.assert_close(row[:length], other[:length])
+    out.sum().backward()
+    assert all(parameter.grad.any() for parameter in layer.parameters())
+
+
+def test_autocast_rounds_the_product_and_scans_in_float32():
+    """What comes out is float32's states of the rounded k and v; an error of bfloat16 does not add up over frames."""
+    torch.manual_seed(0)
+    layer, x = MinGRU(8, 4), torch.randn(2, 600, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h, last = layer(x)
+        k, v = layer.linear(x).chunk(2, dim=-1)
+    expected = sequential(k.double(), v.double())
+    assert (h.dtype, last.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(h.double(), expected, atol=0.0, rtol=torch.finfo(torch.bfloat16).eps)
+
+
 def test_candidates_are_positive_and_continuous():
     v = torch.linspace(-20, 20, 10_001, dtype=torch.float64)
     assert (g(v) > 0).all()
@@ -98,3 +193,47 @@ def test_candidates_are_positive_and_continuous():
 def test_parameters_are_two_matrices():
     """Linear_z and Linear_h, as in the paper: 2 H (D + 1), a third of what a GRU's inputs take."""
     assert sum(p.numel() for p in MinGRU(7, 5).parameters()) == 2 * 5 * (7 + 1)
+
+
+def run_here(program: str, **environment) -> None:
+    """A process of its own: Triton reads its variables when it is imported."""
+    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+    result = subprocess.run([sys.executable, "-c", paths + program], cwd=ROOT, capture_output=True, text=True,
+                            timeout=200, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@needs_triton
+def test_triton_kernels_interpreted():
+    """Tiles full, begun and empty, lengths of 1, channels beyond a block; the interpreter cuts off to bfloat16."""
+    run_here("""
+from test_mingru import *
+from models import mingru_triton
+mingru_triton.BLOCK_T, mingru_triton.BLOCK_H = 8, 4
+for size, lengths in [((3, 17, 5), (17, 1, 8)), ((2, 1, 2), (1, 1)), ((1, 12, 3), (7,))]:
+    assert_is_the_papers(mingru_triton.TritonScan.apply, size, lengths)
+assert_is_the_papers(mingru_triton.TritonScan.apply, (1, 9, 2), (8,), torch.bfloat16, atol=0.1, rtol=0.05)
+one = 3 * torch.randn(1, 9, 1, 2, 2)
+for found, expected in zip(with_gradient(mingru_triton.TritonScan.apply, one, None),
+                           with_gradient(TiledScan.apply, one, None), strict=True):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+""", TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_triton_kernels_compile_for_cuda():
+    """To machine code for compute capability 9.0, which needs no GPU, with registers for 4 programs a processor."""
+    run_here("""
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from models import mingru_triton
+for kernel in (mingru_triton._forward_kernel, mingru_triton._backward_kernel):
+    types = {"lengths": "*i64", "frames": "i32", "hidden": "i32"}
+    signature = {name: "constexpr" if name.isupper() else types.get(name, "*bf16") for name in kernel.arg_names}
+    constants = {"DIRECTIONS": 2, "BLOCK_T": mingru_triton.BLOCK_T, "BLOCK_H": mingru_triton.BLOCK_H,
+                 "EXACT": tl.float32}
+    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=mingru_triton.OPTIONS)
+    assert ".maxnreg 128" in compiled.asm["ptx"] and compiled.asm["cubin"]
+""")

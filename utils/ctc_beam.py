@@ -52,6 +52,8 @@ class CTCBeamSearch:
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
         """(B, T, C) log-probabilities and (B,) lengths to (text, score) pairs of each utterance, best first."""
         arrays = [one[:length].cpu().numpy() for one, length in zip(log_probs.float(), lengths.tolist(), strict=True)]
+        if self.options.skip_blanks < 1:
+            arrays = [without_sure_blanks(array, self.options.skip_blanks) for array in arrays]
         if self.space:
             arrays = [self._ended(array) for array in arrays]
         return [[(" ".join(beam[0].removesuffix(END).split()), float(beam[-1]) - self.after_end)
@@ -74,6 +76,16 @@ class CTCBeamSearch:
     def close(self) -> None:
         """Ends worker processes."""
         self.backend.close()
+
+
+def without_sure_blanks(log_probs: np.ndarray, threshold: float) -> np.ndarray:
+    """Leaves out frames whose blank is likelier than `threshold`, but for the first of each run of them.
+
+    That one keeps a repeated symbol apart from itself, which is all that a sure blank does to a text. The blank is
+    column 0 of the (T, C) log-probabilities. What is left out lowers a score by next to nothing.
+    """
+    sure = log_probs[:, 0] > np.log(threshold)
+    return log_probs[~(sure & np.roll(sure, 1) & (np.arange(len(sure)) > 0))]
 
 
 class _Native:

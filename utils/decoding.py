@@ -26,6 +26,7 @@ class Decoding:
         beta: bonus for each word (CTC models).
         beam_prune: hypotheses that are so much worse than the best one are dropped, natural log (CTC models).
         token_min: characters less likely than this in a frame are not tried, natural log (CTC models).
+        skip_blanks: of frames in a row whose blank is likelier than this one is searched; 1 for all (CTC models).
         hotwords: words or phrases to favour (CTC models).
         hotword_weight: bonus for them (CTC models).
         decoder_backend: C++ search, or the Python one that it reproduces (CTC models).
@@ -43,6 +44,7 @@ class Decoding:
     beta: float = 1.0
     beam_prune: float = -10.0
     token_min: float = -5.0
+    skip_blanks: float = 1.0
     hotwords: list[str] = ()
     hotword_weight: float = 10.0
     decoder_backend: Literal["native", "pyctcdecode"] = "native"
@@ -69,6 +71,8 @@ class Decoding:
         for name in ("beam_prune", "token_min"):
             if not getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} is a log-probability, below 0")
+        if not 0.5 <= self.skip_blanks <= 1:
+            raise ValueError(f"--skip_blanks {self.skip_blanks} is a probability, from 0.5 to 1")
         if self.ctc_score_weight > 1:
             raise ValueError(f"--ctc_score_weight {self.ctc_score_weight} must be at most 1")
         if self.decoder == "greedy" and (self.lm or self.nbest > 1 or self.hotwords):

@@ -1,0 +1,86 @@
+"""How fast does one core read audio in batches, and turn it into log-mel features?
+
+    python -m benchmarks.data
+    python -m benchmarks.data --corpus FOLDER
+
+The recordings of a corpus are joined to FLAC files of 4 to 17 s, which soundfile decodes one by one, and the
+loader of training, without workers, as padded float32 batches of like durations. Then features on top: torchaudio's
+MelSpectrogram on each utterance, and the network's own on each batch.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.transforms import MelSpectrogram
+
+from benchmarks.material import CORPUS, write_joined
+from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, show
+from data.index import Utterance
+from data.loader import SpeechDataset, SpeechLoader
+from data.sampler import DurationBatchSampler, Layout
+from models.features import FLOOR, LogMel
+from utils.runtime import keep_large_blocks
+from utils.text import CharTokenizer
+
+
+def loader(paths: list[Path], seconds: list[float], *, batch_size: int) -> SpeechLoader:
+    """Training's loader over these files, without workers."""
+    tokenizer = CharTokenizer()
+    utterances = [Utterance(path.stem, str(path), "a", tokenizer.encode("a"), duration, "")
+                  for path, duration in zip(paths, seconds, strict=True)]
+    sampler = DurationBatchSampler(seconds, Layout(batch_size), shuffle=True)
+    return SpeechLoader(SpeechDataset(utterances, tokenizer), batch_sampler=sampler, num_workers=0)
+
+
+def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:
+    """What is timed; each goes once through all files."""
+    batches, ours = loader(paths, seconds, batch_size=batch_size), LogMel()
+    theirs = MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
+
+    def read() -> None:
+        for path in paths:
+            soundfile.read(path, dtype="float32")
+
+    def load() -> None:
+        for _ in batches:
+            pass
+
+    @torch.inference_mode()
+    def load_and_extract() -> None:
+        for batch in batches:
+            ours(batch.waveforms, batch.sample_counts)
+
+    @torch.inference_mode()
+    def read_and_extract() -> None:
+        for path in paths:
+            theirs(torch.from_numpy(soundfile.read(path, dtype="float32")[0])).clamp_min(FLOOR).log()
+
+    return {"soundfile": read, "loader": load, "soundfile + torchaudio's log-mel": read_and_extract,
+            "loader + log-mel, normalised": load_and_extract}
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, rounds=7)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder of recordings")
+    parser.add_argument("--utterances", type=int, default=96)
+    parser.add_argument("--batch_size", type=int, default=16)
+    args = parser.parse_args()
+    prepare(args)
+    keep_large_blocks()  # as training does
+    seconds = np.random.default_rng(0).triangular(4.0, 15.0, 17.0, args.utterances).round(2).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_joined(Path(folder), seconds, args.corpus)
+        found = medians(cases_of(paths, seconds, args.batch_size), rounds=args.rounds, clock=clock_of(args))
+    hours = sum(seconds) / 3600
+    rows = [{"what": name, "hours a second": hours / taken, "of soundfile": found["soundfile"] / taken}
+            for name, taken in found.items()]
+    show(f"FLAC to batches and to features, {args.utterances} utterances, {60 * hours:.0f} min", rows,
+         json_path=args.json)
+
+
+if __name__ == "__main__":
+    main()

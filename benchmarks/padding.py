@@ -1,0 +1,91 @@
+"""How much of a batch is padding, and how random are batches of like durations?
+
+    python -m benchmarks.padding
+    python -m benchmarks.padding --corpus FOLDER FOLDER
+
+LibriSpeech's durations are drawn from distributions built to its published means and ranges: train-clean-100
+28,539 utterances, mean 12.7 s, most of 12 to 17 s, from 1.4 to 24.5 s; test-clean 2,620, mean 7.4 s, skewed,
+from 1.3 to 35 s. Corpora at hand are probed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.material import CORPUS, sound_files
+from benchmarks.measure import benchmark_parser, show
+from data.sampler import DurationBatchSampler, Layout
+from utils.audio import probe_seconds
+
+
+def like_train_clean_100(size: int, random: np.random.Generator) -> np.ndarray:
+    """Three quarters around 14.5 s, a quarter spread below, one in a hundred above."""
+    seconds = np.where(random.random(size) < 0.755, random.normal(14.5, 1.3, size), random.uniform(1.4, 13, size))
+    seconds = np.where(random.random(size) < 0.01, random.uniform(16, 24.5, size), seconds)
+    return seconds.clip(1.4, 24.5)
+
+
+def like_test_clean(size: int, random: np.random.Generator) -> np.ndarray:
+    """Log-normal."""
+    return random.lognormal(1.774, 0.68, size).clip(1.3, 35.0)
+
+
+def waste(seconds: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Share of the padded frames that are padding."""
+    padded = sum(seconds[batch].max() * len(batch) for batch in batches)
+    return 1 - sum(seconds[batch].sum() for batch in batches) / padded
+
+
+def random_batches(size: int, random: np.random.Generator, batch_size: int = 32) -> list[np.ndarray]:
+    """A shuffled epoch in batches of one size."""
+    return np.split(random.permutation(size), range(batch_size, size, batch_size))
+
+
+def our_batches(seconds: np.ndarray, layout: Layout, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
+    """An epoch of the sampler that training uses."""
+    sampler = DurationBatchSampler(list(seconds), layout, shuffle=shuffle)
+    sampler.set_epoch(epoch)
+    return [np.array([draw.index for draw in batch]) for batch in sampler]
+
+
+def together_again(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+    """Share of the pairs that share a batch in the one epoch and do so in the other."""
+    number = np.empty(sum(map(len, first)), dtype=int)
+    for i, batch in enumerate(second):
+        number[batch] = i
+    again = sum(np.square(np.unique(number[batch], return_counts=True)[1]).sum() - len(batch) for batch in first)
+    return float(again / max(1, sum(len(batch) * (len(batch) - 1) for batch in first)))
+
+
+def rows_of(name: str, seconds: np.ndarray, batch_seconds: float) -> list[dict]:
+    """One row for each way to make batches."""
+    random = np.random.default_rng(0)
+    by_count, by_seconds = Layout(32), Layout(32, batch_seconds)
+    epochs = {"random batches of 32": [random_batches(len(seconds), random) for _ in range(2)],
+              "ours, --batch_size 32": [our_batches(seconds, by_count, epoch=epoch) for epoch in range(2)],
+              f"ours, --batch_seconds {batch_seconds:g}": [our_batches(seconds, by_seconds, epoch=epoch)
+                                                          for epoch in range(2)],
+              "ours, evaluation": [our_batches(seconds, by_count, shuffle=False)] * 2}
+    return [{"durations": name, "batches": kind, "waste %": 100 * waste(seconds, first),
+             "most padded s": float(max(seconds[batch].max() * len(batch) for batch in first)),
+             "together again %": 100 * together_again(first, second)} for kind, (first, second) in epochs.items()]
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, rounds=1)
+    parser.add_argument("--corpus", nargs="*", type=Path, default=[CORPUS], help="folders of recordings to probe")
+    parser.add_argument("--batch_seconds", type=float, default=400.0, help="about 32 utterances of LibriSpeech")
+    parser.add_argument("--utterances", type=int, default=28_539, help="of the training set's likeness")
+    args = parser.parse_args()
+    random = np.random.default_rng(0)
+    durations = {"like train-clean-100": like_train_clean_100(args.utterances, random),
+                 "like test-clean": like_test_clean(min(2620, args.utterances), random)}
+    for folder in args.corpus:
+        durations["/".join(folder.parts[-2:])] = np.array([probe_seconds(path) for path in sound_files(folder)])
+    rows = [row for name, seconds in durations.items() for row in rows_of(name, seconds, args.batch_seconds)]
+    facts = {f"{name}, mean s": round(float(seconds.mean()), 2) for name, seconds in durations.items()}
+    show("padding of batches, and pairs that meet again in the next epoch", rows, json_path=args.json, **facts)
+
+
+if __name__ == "__main__":
+    main()

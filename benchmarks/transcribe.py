@@ -1,0 +1,84 @@
+"""How fast are recordings transcribed: short and long, alone and in batches, on one thread and on more?
+
+    python -m benchmarks.transcribe
+    python -m benchmarks.transcribe --checkpoint X.ckpt --corpus FOLDER
+
+The real-time factor is seconds of work for a second of audio; the network may be untrained, which costs the
+same. Memory is the peak of a process of its own, less that of one that hears a second.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.material import CORPUS, untrained, write_joined
+from benchmarks.measure import benchmark_parser, medians, prepare, show
+from models import Transcriber
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"rnn_type": "mingru", "rnn_size": 256, "rnn_layers": 3, "time_stride": 4}  # as in the recipes for one CPU
+
+
+def all_of(transcriber: Transcriber, paths: list[Path], threads: int):
+    """A case: these files, one after the other."""
+    def refuse(error) -> None:
+        raise error
+
+    def case() -> None:
+        torch.set_num_threads(threads)
+        for _ in transcriber.transcribe_all([str(path) for path in paths], refuse):
+            pass
+    return case
+
+
+def peak_megabytes(checkpoint: Path, audio: Path) -> float:
+    """Of a process that transcribes a file."""
+    code = ("import resource, sys, contextlib, inference\n"
+            "with contextlib.suppress(SystemExit):\n    inference.main(sys.argv[1:])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)")
+    command = [sys.executable, "-c", code, "--checkpoint", str(checkpoint), "--audio", str(audio), "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return int(done.stderr.split()[-1]) * unit / 1e6
+
+
+def main() -> None:
+    parser = benchmark_parser(__doc__, rounds=3)
+    parser.add_argument("--checkpoint", type=Path, help="a small minGRU of random weights by default")
+    parser.add_argument("--corpus", type=Path, default=CORPUS, help="recordings to join to the lengths needed")
+    parser.add_argument("--longest", type=float, default=600.0, help="seconds of the longest recording")
+    parser.add_argument("--files", type=int, default=32, help="short files of 2 to 15 s")
+    args = parser.parse_args()
+    prepare(args)
+    lengths = [args.longest / 60, args.longest / 10, args.longest]
+    short = np.random.default_rng(0).uniform(2, 15, args.files).round(2).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = args.checkpoint or untrained(Path(folder) / "x.ckpt", **SMALL)
+        paths = write_joined(Path(folder), [1.0, *lengths, *short], args.corpus)
+        quiet, longs, files = paths[0], paths[1 : 1 + len(lengths)], paths[1 + len(lengths) :]
+        ordered = [path for _, path in sorted(zip(short, files, strict=True))]
+        eight, one = Transcriber(checkpoint), Transcriber(checkpoint, batch_size=1)
+        cases, seconds = {}, {}
+        for threads in sorted({1, os.cpu_count()}):
+            for path, length in zip(longs, lengths, strict=True):
+                cases[f"one file of {length:g} s, {threads} threads"] = all_of(eight, [path], threads), length
+            for name, transcriber, some in (("one at a time", one, files), ("8 at a time", eight, files),
+                                            ("8 at a time, by length", eight, ordered)):
+                cases[f"{args.files} short files {name}, {threads} threads"] = (
+                    all_of(transcriber, some, threads), sum(short))
+        seconds = medians({name: case for name, (case, _) in cases.items()}, rounds=args.rounds)
+        base, peak = peak_megabytes(checkpoint, quiet), peak_megabytes(checkpoint, longs[-1])
+    rows = [{"what": name, "real-time factor": seconds[name] / audio, "hours an hour": audio / seconds[name]}
+            for name, (_, audio) in cases.items()]
+    show("transcribing", rows, json_path=args.json, **{
+        "peak MB for 1 s": round(base), f"for {args.longest:g} s": round(peak),
+        "more MB an hour beyond": round((peak - base) / args.longest * 3600)})
+
+
+if __name__ == "__main__":
+    main()
