@@ -99,7 +99,8 @@ class AdditiveAttention(EnergyAttention):
 
     def __init__(self, query_size: int, memory_size: int, size: int):
         super().__init__(query_size, memory_size, size)
-        self.energy = nn.Parameter(torch.randn(size) * size**-0.5)
+        self.energy = nn.Parameter(torch.empty(size))
+        nn.init.normal_(self.energy, std=size**-0.5)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
         """The perceptron above."""

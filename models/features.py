@@ -39,7 +39,7 @@ class LogMel(nn.Module):
         self.bands = mel_bands(filters)
         self.n_fft = 2 * (len(filters) - 1)
         self.register_buffer("filters", filters, persistent=False)  # (n_fft // 2 + 1, F)
-        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+        self.register_buffer("hann", torch.hann_window(self.window, device="cpu"), persistent=False)
         self.register_buffer("mean", torch.zeros(n_mels))  # of the training set, for "global"
         self.register_buffer("scale", torch.ones(n_mels))
 
