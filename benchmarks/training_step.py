@@ -109,9 +109,9 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = benchmark_parser(__doc__, rounds=2)
+    parser = benchmark_parser(__doc__, rounds=1)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of audio a batch")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a round")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a round")
     parser.add_argument("--case", help="run this row alone, in this process, and print its rate")
     args = parser.parse_args()
     device = prepare(args)
