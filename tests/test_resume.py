@@ -186,6 +186,9 @@ def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, network, p
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
     history = [json.loads(line)["epoch"] for line in (tmp_path / "killed" / "history.jsonl").read_text().splitlines()]
     assert history == list(range(max(12, kills))), "an epoch's line is lost, or there twice"
+    kept = [sorted((path.name, path.resolve().name) for path in (tmp_path / name / "checkpoints").glob("*.ckpt"))
+            for name in ("whole", "killed")]
+    assert kept[0] == kept[1] and len(kept[0]) == 3 + len(["last", "periodic", "best"])
 
 
 def newest(output: Path) -> int:

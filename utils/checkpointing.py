@@ -39,7 +39,7 @@ class Checkpoints(ModelCheckpoint):
 
     def __init__(self, folder: Path, keep: int):
         super().__init__(dirpath=folder, filename="epoch{epoch:03d}-wer{dev/wer:.4f}", monitor="dev/wer",
-                         mode="min", save_top_k=keep, auto_insert_metric_name=False)
+                         mode="min", save_top_k=keep, auto_insert_metric_name=False, enable_version_counter=False)
 
     def on_train_epoch_end(self, trainer, module) -> None:
         """Saves, then moves the link."""
@@ -61,7 +61,7 @@ class LatestCheckpoints(ModelCheckpoint):
 
     def __init__(self, folder: Path, count: int):
         super().__init__(dirpath=folder, filename="recent{epoch:03d}", monitor="step", mode="max", save_top_k=count,
-                         every_n_epochs=1, auto_insert_metric_name=False)
+                         every_n_epochs=1, auto_insert_metric_name=False, enable_version_counter=False)
 
     @property
     def paths(self) -> list[str]:
