@@ -127,6 +127,7 @@ def mel_bands(filters: Tensor, count: int = 5) -> list[tuple[slice, slice]]:
 
 def frame_moments(frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over each utterance's valid frames: (B, T, F) to two (B, 1, F)."""
-    share = (length_mask(lengths, frames.shape[1]) / lengths[:, None])[:, None]  # (B, 1, T), of each frame in the mean
+    valid = length_mask(lengths, frames.shape[1]).to(frames.dtype)
+    share = (valid / lengths[:, None])[:, None]  # (B, 1, T), of each frame in the mean
     mean = share @ frames
     return mean, share @ (frames - mean).square_()
