@@ -50,7 +50,7 @@ def history(output) -> dict:
 
 
 def test_error_rates_do_not_depend_on_the_number_of_processes(tmp_path):
-    """1, 2 and 3 processes over 6 dev and 5 test utterances, of a network that has hardly learnt: many errors."""
+    """1, 2 and 3 processes over 5 dev and 5 test utterances, of a network that has hardly learnt: many errors."""
     results = []
     for processes in ("1", "2", "3"):
         done = run(*arguments(tmp_path / processes, *STILL, "-lr", "1e-12", "--batch_size", "2",
