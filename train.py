@@ -238,22 +238,27 @@ def test(args: argparse.Namespace, trainer, module, data) -> dict:
     """The ErrorCounts of each test set with the best checkpoint; nothing for a run that was cut short."""
     if args.fast_dev_run or trainer.interrupted:
         return {}
+    best = trainer.checkpoint_callback.best_model_path
     if args.average_last:
-        average_last(trainer, module, data)
+        best = average_last(trainer, module, data) or best
     if not args.test_sets:
         return {}
-    best = str(Path(args.output_dir, "checkpoints", "best.ckpt").resolve())
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         report(args, module.results, best)
     return module.results
 
 
-def average_last(trainer, module, data) -> None:
-    """Writes `averaged.ckpt`, the mean of the last epochs' weights; it becomes best.ckpt if its dev WER is lower."""
+def average_last(trainer, module, data) -> str | None:
+    """Writes `averaged.ckpt`, the mean of the last epochs' weights; it becomes best.ckpt if its dev WER is lower.
+
+    Returns its path then, else None. Raises UsageError where no epoch was kept for it.
+    """
     from utils.checkpointing import LatestCheckpoints, link_best
 
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoints))
+    if not latest.paths:
+        raise UsageError("--average_last: no epoch was kept for it: give the flag before the last epochs are trained")
     best = trainer.checkpoint_callback
     path = Path(best.dirpath, "averaged.ckpt")
     if trainer.is_global_zero:
@@ -267,7 +272,7 @@ def average_last(trainer, module, data) -> None:
               f"{'now' if chosen else 'not'} the best ({100 * float(best.best_model_score):.2f} %)", flush=True)
         if chosen:
             link_best(path)
-    trainer.strategy.barrier("best.ckpt")
+    return str(path) if chosen else None
 
 
 def main(argv: list[str] | None = None) -> None:

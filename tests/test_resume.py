@@ -115,6 +115,18 @@ def test_an_epoch_goes_on_in_fewer_processes(tmp_path, monkeypatch):
     assert [len([id for epoch, ids in resumed if epoch == e for id in ids]) for e in (0, 1)] == [2, 10]
 
 
+def test_the_mean_of_the_last_epochs_is_the_same(tmp_path, monkeypatch):
+    """Stopped at the beginning of the last epoch of four."""
+    flags = ["--epochs", "4", "--average_last", "2", "--test_sets", "--checkpoint_path", "auto"]
+    train.main(arguments(tmp_path / "whole", *flags))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        break_at_step(patch, 6)
+        train.main(arguments(tmp_path / "cut", *flags))
+    train.main(arguments(tmp_path / "cut", *flags))
+    whole, cut = (checkpoint(tmp_path / name, "averaged")["state_dict"] for name in ("whole", "cut"))
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("flags", "message"), [
     (["--seed", "1"], "within an epoch that --seed 0 shuffled"),
     (["--train_sets", "train", "dev"], "within an epoch of other training utterances"),

@@ -214,6 +214,10 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
     assert (tested.name == "averaged.ckpt") == (", now the best" in said)
     assert tested == (folder / "best.ckpt").resolve()
     args = train.parse_arguments(arguments(tmp_path / "run", "--checkpoint_path", "auto"))
+    with pytest.raises(SystemExit, match="2"):  # a finished run, in another folder, that kept no epoch
+        train.main(arguments(tmp_path / "other", "--epochs", "5", "--average_last", "3", "--checkpoint_path",
+                             str(folder / "last.ckpt")))
+    assert "--average_last: no epoch was kept for it" in capsys.readouterr().err
     assert "averaged" not in train.resume_path(args, train.build_network(args)), "it has no optimiser to go on with"
 
 

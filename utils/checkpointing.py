@@ -152,6 +152,11 @@ class StopOnSignal(Callback):
         for number in SIGNALS:
             signal.signal(number, self._note)
 
+    def on_validation_start(self, trainer, module) -> None:
+        """The same, where dev sets are heard by themselves."""
+        if trainer.state.fn == "validate":
+            self.on_test_start(trainer, module)
+
 
 class WeightAverage(WeightAveraging):
     """Exponential moving average of the weights, which dev sets, tests and checkpoints see.

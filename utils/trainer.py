@@ -73,13 +73,14 @@ def build_callbacks(args: argparse.Namespace) -> list:
     output = Path(args.output_dir)
     folder = output / "checkpoints"
     callbacks += [Samples(output / "samples"), History(output / "history.jsonl")]
-    callbacks += [Checkpoints(folder, keep=KEPT_CHECKPOINTS), PeriodicCheckpoint(folder, "last", epochs=1)]
+    callbacks.append(Checkpoints(folder, keep=KEPT_CHECKPOINTS))
+    if args.average_last:
+        callbacks.append(LatestCheckpoints(folder, args.average_last))
+    callbacks.append(PeriodicCheckpoint(folder, "last", epochs=1))  # after those whose bookkeeping it holds
     if args.checkpoint_every:
         kind = "minutes" if args.checkpoint_every.endswith("m") else "steps"
         every = int(args.checkpoint_every.removesuffix("m"))
         callbacks.append(PeriodicCheckpoint(folder, "periodic", **{kind: every}))
-    if args.average_last:
-        callbacks.append(LatestCheckpoints(folder, args.average_last))
     if args.logger != "none":
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if args.ema_decay:
