@@ -45,46 +45,69 @@ class SpeechDataset(Dataset):
     def __getitems__(self, draws: list[Draw]) -> Batch | AudioError | DataError:
         """A batch, or why there is none, for SpeechLoader to raise."""
         try:
-            return self.collate([self[draw] for draw in draws])
+            return self.batch(draws)
         except (AudioError, DataError) as error:
             return error
 
-    def collate(self, items: list[tuple[Utterance, Tensor | None]]) -> Batch:
-        """Pads with zeros at the end. Raises DataError where no file of the batch can be read."""
-        good = [(utterance, waveform) for utterance, waveform in items if waveform is not None]
-        bad = [utterance.audio for utterance, waveform in items if waveform is None]
+    def batch(self, draws: list[Draw]) -> Batch:
+        """The utterances of `draws`, padded. Raises AudioError, and DataError where all files of a batch are bad."""
+        longest = max(self.utterances[draw.index].seconds / self._speed(draw.seed) for draw in draws)
+        rows, good, bad = PaddedRows(len(draws), round(SAMPLE_RATE * longest)), [], []
+        for draw in draws:
+            utterance, waveform = self[draw]
+            if waveform is None:
+                bad.append(utterance.audio)
+            else:
+                good.append(utterance)
+                rows.append(waveform)
         if not good:
             raise DataError(f"none of the {len(bad)} files of a batch can be read: {', '.join(bad[:3])}")
-        tokens = [torch.tensor(utterance.tokens) for utterance, _ in good]
+        tokens = [torch.tensor(utterance.tokens) for utterance in good]
         return Batch(
-            waveforms=pad_waveforms([waveform for _, waveform in good]),
-            sample_counts=torch.tensor([len(waveform) for _, waveform in good]),
+            waveforms=rows.tensor(),
+            sample_counts=torch.tensor(rows.counts),
             tokens=pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.blank),
             token_counts=torch.tensor([len(t) for t in tokens]),
-            texts=[utterance.text for utterance, _ in good],
-            ids=[utterance.id for utterance, _ in good],
+            texts=[utterance.text for utterance in good],
+            ids=[utterance.id for utterance in good],
             skipped=bad,
         )
 
+    def _speed(self, seed: int) -> float:
+        return self.speeds[seed % len(self.speeds)] if self.speeds else 1.0
+
     def _perturb(self, waveform: Tensor, seed: int) -> Tensor:
         """Faster or slower by resampling, which moves the pitch along."""
-        if not self.speeds:
-            return waveform
-        speed = self.speeds[seed % len(self.speeds)]
-        return resample(waveform, round(SAMPLE_RATE * speed), SAMPLE_RATE)
+        return resample(waveform, round(SAMPLE_RATE * self._speed(seed)), SAMPLE_RATE)
 
 
-def pad_waveforms(waveforms: list[Tensor]) -> Tensor:
-    """(S,) waveforms to (B, S) with zeros at their ends.
+class PaddedRows:
+    """Waveforms as rows of one array, with zeros at their ends.
 
-    Each sample is written once, which `pad_sequence` does not; and numpy takes memory so that glibc can give out
-    the last batch's again, which costs a third of fresh pages from Linux. torch aligns it, and glibc cannot.
+    Each is copied as soon as it is read, while the processor's cache holds it. numpy takes the memory, so that
+    glibc can give out the last batch's again: torch aligns it, glibc cannot, and fresh pages cost a third of reading.
+
+    Args:
+        rows: waveforms, at most.
+        samples: of the longest; where one turns out longer, all rows are copied.
     """
-    padded = np.empty((len(waveforms), max(map(len, waveforms))), dtype=np.float32)
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = waveform.numpy()
-        row[len(waveform) :] = 0.0
-    return torch.from_numpy(padded)
+
+    def __init__(self, rows: int, samples: int):
+        self.counts: list[int] = []  # samples of each row
+        self._padded = np.empty((rows, samples), dtype=np.float32)
+
+    def append(self, waveform: Tensor) -> None:
+        """Adds a (S,) waveform."""
+        count, width = len(waveform), self._padded.shape[1]
+        if count > width:
+            self._padded = np.pad(self._padded, ((0, 0), (0, count - width)))
+        row = self._padded[len(self.counts)]
+        row[:count], row[count:] = waveform.numpy(), 0.0
+        self.counts.append(count)
+
+    def tensor(self) -> Tensor:
+        """(B, S) of the longest's length."""
+        return torch.from_numpy(np.ascontiguousarray(self._padded[: len(self.counts), : max(self.counts)]))
 
 
 class SpeechLoader(DataLoader):

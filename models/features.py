@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-from models.layers import length_mask, mask_frames
+from models.layers import length_mask
 from utils.audio import SAMPLE_RATE
 
 Normalization = Literal["utterance", "global", "none"]
 MOST_MELS = 512
 FLOOR = 1e-6  # of mel energies, for samples in [-1, 1]: about the noise of 16-bit audio
 VARIANCE_FLOOR = 1e-5
-CACHED_FRAMES = 512  # at a time on a CPU, whose cache holds them from the waveform to the logarithm: 4 times faster
+CACHED_FRAMES = 1024  # at a time on a CPU, whose cache holds them from the waveform to the logarithm: 4 times faster
 
 
 class LogMel(nn.Module):
@@ -56,12 +56,11 @@ class LogMel(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):
             log_mel = self._log_mel(waveforms.float(), sample_counts)
             lengths = self.lengths(sample_counts)
-            return mask_frames(self._normalize(log_mel, lengths), lengths), lengths
+            return zero_beyond(self._normalize(log_mel, lengths), lengths), lengths
 
     def _log_mel(self, waveforms: Tensor, sample_counts: Tensor) -> Tensor:
         half = self.window // 2
-        padded = F.pad(waveforms, (half, self.n_fft - half))
-        padded *= length_mask(half + sample_counts, padded.shape[1])
+        padded = zero_beyond(F.pad(waveforms, (half, self.n_fft - half)), half + sample_counts)
         frames = padded.unfold(1, self.n_fft, self.hop)[:, : 1 + waveforms.shape[1] // self.hop]  # (B, T, n_fft)
         at_once = max(1, CACHED_FRAMES // len(frames)) if frames.device.type == "cpu" else frames.shape[1]
         return torch.cat([self._log_mel_of(some) for some in frames.split(at_once, dim=1)], dim=1)
@@ -69,7 +68,7 @@ class LogMel(nn.Module):
     def _log_mel_of(self, frames: Tensor) -> Tensor:
         """(B, T, n_fft) samples, of which the first `window` count, to (B, T, F)."""
         spectrum = torch.fft.rfft(frames * F.pad(self.hann, (0, self.n_fft - self.window)))
-        power = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)  # (B, T, n_fft // 2 + 1)
+        power = torch.add(*torch.view_as_real(spectrum).square().unbind(-1))  # (B, T, n_fft // 2 + 1)
         bands = self.bands if power.device.type == "cpu" else [(slice(None), slice(None))]
         mel = torch.cat([power[..., bins] @ self.filters[bins, mels] for bins, mels in bands], dim=-1)
         return mel.clamp_min(FLOOR).log_()
@@ -78,9 +77,9 @@ class LogMel(nn.Module):
         if self.normalization == "none":
             return log_mel
         if self.normalization == "global":
-            return (log_mel - self.mean) * self.scale
+            return (log_mel - self.mean).mul_(self.scale)
         mean, variance = frame_moments(log_mel, lengths)  # (B, 1, F) each
-        return (log_mel - mean) * (variance + VARIANCE_FLOOR).rsqrt()
+        return (log_mel - mean).mul_((variance + VARIANCE_FLOOR).rsqrt())
 
     @torch.no_grad()
     def fit_global_statistics(self, batches) -> None:
@@ -88,7 +87,7 @@ class LogMel(nn.Module):
         count, total, squares = 0, 0.0, 0.0
         for waveforms, sample_counts in batches:
             lengths = self.lengths(sample_counts)
-            log_mel = mask_frames(self._log_mel(waveforms.float(), sample_counts), lengths).double()
+            log_mel = zero_beyond(self._log_mel(waveforms.float(), sample_counts), lengths).double()
             count += int(lengths.sum())
             total = total + log_mel.sum(dim=(0, 1))
             squares = squares + log_mel.square().sum(dim=(0, 1))
@@ -97,6 +96,17 @@ class LogMel(nn.Module):
         mean = total / count
         self.mean.copy_(mean)
         self.scale.copy_((squares / count - mean.square() + VARIANCE_FLOOR).rsqrt())
+
+
+def zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
+    """Sets (B, T) samples or (B, T, F) frames to zero beyond each length, in place.
+
+    On a CPU it touches only what lies beyond the shortest; to ask a GPU for that would make the host wait.
+    """
+    shortest = int(lengths.min()) if x.device.type == "cpu" else 0
+    valid = length_mask(lengths - shortest, x.shape[1] - shortest)
+    x[:, shortest:] *= valid if x.dim() == 2 else valid[..., None]
+    return x
 
 
 def mel_filters(n_mels: int, window: int, sample_rate: int) -> Tensor:

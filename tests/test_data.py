@@ -501,6 +501,28 @@ def test_what_a_batch_holds(corpus):
         assert batch.skipped == []
 
 
+def test_a_batch_where_the_index_is_wrong_about_durations(corpus):
+    """Rows are made for the durations of the index; samples that are there all count."""
+    utterances = index_of(corpus / "train").utterances[:4]
+    draws = [Draw(i, seed=i) for i in range(4)]
+    right = SpeechDataset(utterances, CharTokenizer()).batch(draws)
+    for factors in ([0.1, 0.1, 0.1, 0.1], [1, 2, 0.5, 3]):
+        wrong = [one._replace(seconds=one.seconds * factor) for one, factor in zip(utterances, factors, strict=True)]
+        batch = SpeechDataset(wrong, CharTokenizer()).batch(draws)
+        assert torch.equal(batch.waveforms, right.waveforms) and batch.waveforms.is_contiguous()
+        assert torch.equal(batch.sample_counts, right.sample_counts)
+
+
+def test_rows_of_perturbed_speech(corpus):
+    utterances = index_of(corpus / "train").utterances[:4]
+    dataset = SpeechDataset(utterances, CharTokenizer(), speeds=[0.9, 1.0, 1.1])
+    draws = [Draw(i, seed=i) for i in range(4)]
+    batch = dataset.batch(draws)
+    for row, count, draw in zip(batch.waveforms, batch.sample_counts, draws, strict=True):
+        assert torch.equal(row[:count], dataset[draw][1]) and not row[count:].any()
+    assert batch.waveforms.shape[1] == batch.sample_counts.max()
+
+
 def order(loader, epoch: int = 0) -> list[str]:
     loader.batch_sampler.set_epoch(epoch)
     return [id for batch in loader for id in batch.ids]

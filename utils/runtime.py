@@ -8,7 +8,7 @@ import subprocess
 import warnings
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_large_blocks() -> None:
@@ -19,8 +19,8 @@ def keep_large_blocks() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)  # bytes; larger blocks still come straight from Linux
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_MMAP_MAX, 0)  # blocks that come straight from Linux; glibc before 2.35 caps their threshold
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def quiet_packages() -> None:
