@@ -12,26 +12,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = 1 << 18  # elements of a tile: a megabyte in float32
-WIDE = 1 << 12  # elements of a frame from which stepping through a tile beats the odd-even scan
+WIDE = 1 << 13  # elements of a frame from which a tile is stepped through frame by frame
 
 
 def gates(kv: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """1 - z and z * c, of h_t = (1 - z) h_{t-1} + z c; over padding z is 0."""
-    k, v = kv.to(_exact_type(kv)).unbind(2)
+    k, v = (part.to(_exact_type(part)) for part in kv.unbind(2))
     z = k.sigmoid() if valid is None else k.sigmoid().mul_(valid)
-    c = v.clamp(max=0).sigmoid_().add_(v.clamp(min=0))  # g(v), without torch.where, slow on a CPU
-    return 1 - z, c.mul_(z)
+    return 1 - z, candidate(v, v.sigmoid()).mul_(z)
 
 
-def gate_gradients(kv: Tensor, valid: Tensor | None, before: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+def gate_gradients(v: Tensor, z: Tensor, before: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
     """dL/dk = G (c - h_{t-1}) z (1 - z) and dL/dv = G z g'(v), of G `grads` and h_{t-1} `before`."""
-    k, v = kv.to(grads.dtype).unbind(2)
-    z = k.sigmoid() if valid is None else k.sigmoid().mul_(valid)
-    s = v.clamp(max=0).sigmoid_()
+    s, gz = v.sigmoid(), grads * z
     slope = torch.maximum(torch.addcmul(s, s, s, value=-1), torch.ge(v, 0, out=torch.empty_like(v)))  # g'(v)
-    grad_v = slope.mul_(grads).mul_(z)
-    c = s.add_(v.clamp(min=0))
-    return c.sub_(before).mul_(grads).mul_(z).mul_(1 - z), grad_v
+    grad_v = slope.mul_(gz)
+    return candidate(v, s).sub_(before).mul_(torch.addcmul(gz, gz, z, value=-1)), grad_v
+
+
+def candidate(v: Tensor, s: Tensor) -> Tensor:
+    """g(v), the larger of sigmoid(v) and v + 0.5, which cross at 0 alone. Overwrites s = sigmoid(v)."""
+    return torch.maximum(s, v + 0.5, out=s)
 
 
 class TiledScan(torch.autograd.Function):
@@ -64,13 +65,16 @@ class TiledScan(torch.autograd.Function):
             past = 1 if d == 1 else -1  # from a frame to the one before it in this direction
             grad = torch.zeros_like(h[:, 0, d], dtype=_exact_type(kv))
             for begin, end, valid in tiles(kv, lengths, from_end=d == 0):
-                decay = shifted(kv[:, :, d, 0], begin - past, end - past).to(grad.dtype).neg().sigmoid_()  # 1 - z
+                z = shifted(kv[:, :, d, 0], min(begin, begin - past), max(end, end - past)).to(grad.dtype).sigmoid()
+                here, ahead = (z[:, 1:], z[:, :-1]) if d == 1 else (z[:, :-1], z[:, 1:])
                 grads = grad_h[:, begin:end, d].to(grad.dtype, copy=True)
-                grads = advance(decay, grads if valid is None else grads.mul_(valid), grad, from_end=d == 0)
+                if valid is not None:
+                    here, grads = here * valid, grads.mul_(valid)
+                advance(1 - ahead, grads, grad, from_end=d == 0)
                 grad = grads[:, 0 if d == 0 else -1]
                 before = shifted(h[:, :, d], begin + past, end + past)
-                grad_k, grad_v = gate_gradients(kv[:, begin:end, d], valid, before, grads)
-                grad_kv[:, begin:end, d, 0], grad_kv[:, begin:end, d, 1] = grad_k, grad_v
+                v = kv[:, begin:end, d, 1].to(grad.dtype)
+                grad_kv[:, begin:end, d, 0], grad_kv[:, begin:end, d, 1] = gate_gradients(v, here, before, grads)
         return grad_kv, None
 
 
@@ -94,36 +98,47 @@ def tiles(kv: Tensor, lengths: Tensor | None, *, from_end: bool):
 
 
 def advance(decay: Tensor, inputs: Tensor, state: Tensor, *, from_end: bool) -> Tensor:
-    """All h_t = decay_t h_{t-1} + inputs_t of a (B, T, H) tile, from the (B, H) state before. Overwrites inputs."""
-    if inputs.device.type == "cpu" and state.numel() >= WIDE:
-        steps = list(zip(decay.unbind(1), inputs.unbind(1), strict=True))
-        for rate, out in reversed(steps) if from_end else steps:
-            state = torch.addcmul(out, rate, state, out=out)
-        return inputs
-    if from_end:
-        return advance(decay.flip(1), inputs.flip(1), state, from_end=False).flip(1)
-    inputs[:, 0].addcmul_(decay[:, 0], state)
-    return odd_even_scan(decay, inputs)
+    """All h_t = decay_t h_{t-1} + inputs_t of a (B, T, H) tile, from the (B, H) state before. Overwrites both.
 
-
-def odd_even_scan(a: Tensor, b: Tensor) -> Tensor:
-    """All states of h_t = a_t h_{t-1} + b_t with h_{-1} = 0; a, b and the result are (B, T, H).
-
-    Two neighbouring steps are one step with coefficients (a_1 a_0, a_1 b_0 + b_1). Joining all
-    pairs halves the length; the shorter recurrence gives every odd state, and one more step from
-    those gives the even ones (Blelloch 1990).
+    One operation a frame is slow where frames are narrow. There about sqrt(T) chunks advance side by side.
     """
-    frames = b.shape[1]
-    if frames == 1:
-        return b.clone()
-    a_even, a_odd = a[:, 0 : frames - 1 : 2], a[:, 1::2]
-    b_even, b_odd = b[:, 0 : frames - 1 : 2], b[:, 1::2]
-    h_odd = odd_even_scan(a_odd * a_even, torch.addcmul(b_odd, a_odd, b_even))
-    h = torch.empty_like(b)
-    h[:, 1::2] = h_odd
-    h[:, 0] = b[:, 0]
-    torch.addcmul(b[:, 2::2], a[:, 2::2], h_odd[:, : (frames - 1) // 2], out=h[:, 2::2])
-    return h
+    frames = inputs.shape[1]
+    wide = inputs.device.type == "cpu" and state.numel() >= WIDE
+    chunks = 1 if wide else 1 << frames.bit_length() // 2
+    whole = frames - frames % chunks
+    pieces = [(0, whole, chunks), (whole, frames, 1)]
+    for begin, end, chunks in reversed(pieces) if from_end else pieces:
+        piece = decay[:, begin:end], inputs[:, begin:end], state
+        state = step_through(*piece, from_end) if chunks == 1 else step_chunks(*piece, from_end, chunks)
+    return inputs
+
+
+def step_through(decay: Tensor, inputs: Tensor, state: Tensor, from_end: bool) -> Tensor:
+    """Frame by frame; the last state, (B, H)."""
+    steps = list(zip(decay.unbind(1), inputs.unbind(1), strict=True))
+    for rate, out in reversed(steps) if from_end else steps:
+        state = torch.addcmul(out, rate, state, out=out)
+    return state
+
+
+def step_chunks(decay: Tensor, inputs: Tensor, state: Tensor, from_end: bool, chunks: int) -> Tensor:
+    """Frame by frame in all chunks at once, each from a state of zero, then with the state before each chunk.
+
+    That one reaches a chunk's frame through the product of the decays up to there (Blelloch 1990).
+    """
+    decay, inputs = (x.unflatten(1, (chunks, -1)) for x in (decay, inputs))  # (B, chunks, steps, H)
+    steps = list(zip(decay.unbind(2), inputs.unbind(2), strict=True))
+    steps = steps[::-1] if from_end else steps
+    for (rate, out), (rate_before, before) in zip(steps[1:], steps[:-1], strict=True):
+        torch.addcmul(out, rate, before, out=out)
+        rate.mul_(rate_before)
+    befores = torch.empty_like(inputs[:, :, 0])  # (B, chunks, H), the state before each
+    ends = list(zip(*(x.unbind(1) for x in steps[-1]), befores.unbind(1), strict=True))
+    for rate, out, before in reversed(ends) if from_end else ends:
+        before.copy_(state)
+        state = torch.addcmul(out, rate, state)
+    inputs.addcmul_(decay, befores[:, :, None])
+    return state
 
 
 def shifted(x: Tensor, begin: int, end: int) -> Tensor:

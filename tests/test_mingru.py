@@ -12,7 +12,7 @@ from conftest import ROOT
 from models import mingru_tiled
 from models.layers import Recurrence, reverse_frames
 from models.mingru import MinGRU, directional_states, g, parallel_linear, parallel_log, sequential
-from models.mingru_tiled import TiledScan, odd_even_scan
+from models.mingru_tiled import TiledScan, advance
 
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 7, 5), (2, 64, 4), (2, 257, 8), (1, 1500, 4)]
 PADDED = [((3, 9, 5), (9, 1, 6)), ((2, 1, 3), (1, 1)), ((4, 70, 2), (33, 70, 1, 32)), ((2, 12, 3), (7, 5))]
@@ -68,7 +68,7 @@ def assert_is_the_papers(scan, size, lengths, dtype=torch.float32, atol=1e-5, rt
         assert all(not row[length:].any() for row, length in zip(one, lengths, strict=True)), "padding"
 
 
-@pytest.fixture(params=["step by step", "odd-even"])
+@pytest.fixture(params=["step by step", "in chunks"])
 def tiled(request, monkeypatch):
     """Small tiles, so that these sizes have several, and either way through a tile."""
     monkeypatch.setattr(mingru_tiled, "TILE", 60)
@@ -126,14 +126,16 @@ def test_saturated_gates_stay_finite(scan, extreme):
     assert torch.isfinite(k.grad).all()
 
 
-def test_scan_length_by_length():
-    """Every length up to 40: odd and even at each level of the scan."""
-    for frames in range(1, 41):
-        a, b = (x.float() for x in inputs((1, frames, 2), scale=0.5))
-        h, state = odd_even_scan(a, b), torch.zeros(1, 2)
-        for t in range(frames):
-            state = a[:, t] * state + b[:, t]
-            torch.testing.assert_close(h[:, t], state)
+@pytest.mark.parametrize("from_end", [False, True])
+def test_advance_length_by_length(from_end, tiled):
+    """Every length up to 70, so with all numbers of frames beyond the last whole chunk, from a state."""
+    for frames in range(1, 71):
+        decay, inputs_ = (x.float().sigmoid() for x in inputs((2, frames, 3)))
+        state = torch.full((2, 3), 2.0)
+        states = advance(decay.clone(), inputs_.clone(), state, from_end=from_end)
+        for t in reversed(range(frames)) if from_end else range(frames):
+            state = decay[:, t] * state + inputs_[:, t]
+            torch.testing.assert_close(states[:, t], state)
 
 
 def test_step_is_the_parallel_form():
