@@ -1,6 +1,7 @@
 """The whole training step: how many seconds of audio a second, from the plain preset to the fast one?
 
     python -m benchmarks.training_step
+    python -m benchmarks.training_step --device cuda --budget 400 --steps 20
 
 The plain side is the 14,233,053-parameter preset in eager float32, with random batches; each row adds one
 change to the row before. A step is features, network, CTC, backward pass, clipping and AdamW, on noise of
@@ -11,14 +12,15 @@ runs in processes of its own, since what the allocator keeps is a property of th
 import json
 import subprocess
 import sys
-import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from benchmarks.measure import benchmark_parser, prepare, show
+from benchmarks.measure import benchmark_parser, prepare, show, wall_clock
 from benchmarks.padding import like_train_clean_100
 from data.sampler import DurationBatchSampler, Layout
 from models import Recognizer
@@ -37,15 +39,23 @@ CHANGES = {  # what each row adds to the one before
     "+ minGRU": {"rnn_type": "mingru"},
     "+ bf16 autocast": {"bf16": True},
 }
+ON_GPU = {"+ channels-last": {"channels_last": True}, "+ torch.compile": {"compile": True}}
 RECIPE = "configs/deepspeech2_mingru.yaml, as it is, bf16"
 
 
-def options_of(case: str) -> dict:
+def changes(device: torch.device) -> dict[str, dict]:
+    """The rows that build on each other."""
+    if device.type == "cpu":
+        return CHANGES
+    return {name: change for name, change in CHANGES.items() if "mallopt" not in change} | ON_GPU
+
+
+def options_of(case: str, device: torch.device) -> dict:
     """The settings of a row: all changes up to it."""
     if case == RECIPE:
         return {"config": "deepspeech2_mingru", "mallopt": True, "sorted": True, "bf16": True}
     options = {"config": "deepspeech2_assemblyai"}
-    for name, change in CHANGES.items():
+    for name, change in changes(device).items():
         options |= change
         if name == case:
             return options
@@ -72,25 +82,53 @@ def noise(seconds: np.ndarray, network: Recognizer, device: torch.device) -> Bat
     return Batch(waveforms.to(device), counts.to(device), characters.to(device), tokens.to(device), [], [], [])
 
 
-def audio_seconds_a_second(options: dict, *, device: torch.device, budget: float, steps: int) -> float:
+def measure(options: dict, *, device: torch.device, budget: float, steps: int) -> dict:
     """Steps of training in this process; the first one is left out."""
     if options.get("mallopt"):
         keep_large_blocks()
     torch.manual_seed(0)
     changed = [f"--{name}={options[name]}" for name in ("time_stride", "rnn_type") if name in options]
+    changed += ["--compile"] if options.get("compile") else []
     network = build_network(parse_arguments(["--config", str(CONFIGS / f"{options['config']}.yaml"), *changed]))
     network = network.train().to(device)
+    if options.get("channels_last"):
+        network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), fused=device.type == "cuda")
     durations = like_train_clean_100(2000, np.random.default_rng(0))
     drawn = batches(durations, budget, by_duration=options.get("sorted", False), count=steps + 1)
     made = [noise(seconds, network, device) for seconds in drawn]
-    for number, batch in enumerate(made):
-        if number == 1:
-            _wait(device)
-            started = time.perf_counter()
+
+    def train(batch: Batch) -> None:
         step(network, optimizer, batch, bf16=options.get("bf16", False))
-    _wait(device)
-    return sum(float(seconds.sum()) for seconds in drawn[1:]) / (time.perf_counter() - started)
+
+    def extract(batch: Batch) -> None:
+        network.features(batch.waveforms, batch.sample_counts)
+
+    seconds = seconds_of(train, made)
+    return {"audio s/s": float(np.concatenate(drawn[1:]).sum()) / seconds,
+            "features %": 100 * seconds_of(extract, made) / seconds,
+            "waits": waits(lambda: train(made[0])) if device.type == "cuda" else "not measured"}
+
+
+def seconds_of(function: Callable[[Batch], None], made: list[Batch]) -> float:
+    """Of all batches but the first, which warms up."""
+    function(made[0])
+    started = wall_clock()
+    for batch in made[1:]:
+        function(batch)
+    return wall_clock() - started
+
+
+def waits(function: Callable[[], None]) -> int:
+    """In how many places of the code the host waits for the GPU."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(one.message) for one in caught)
 
 
 def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *, bf16: bool) -> None:
@@ -103,11 +141,6 @@ def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *,
     optimizer.step()
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=1)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of audio a batch")
@@ -118,18 +151,18 @@ def main() -> None:
     if device is None:
         return
     if args.case:
-        options = options_of(args.case)
-        print(json.dumps(audio_seconds_a_second(options, device=device, budget=args.budget, steps=args.steps)))
+        print(json.dumps(measure(options_of(args.case, device), device=device, budget=args.budget, steps=args.steps)))
         return
-    cases = [*CHANGES, RECIPE]
-    rates = {case: [] for case in cases}
+    cases = [*changes(device), RECIPE]
+    found = {case: [] for case in cases}
     for _ in range(args.rounds):
         for case in cases:
             command = [sys.executable, "-m", "benchmarks.training_step", "--case", case, "--device", args.device,
                        "--threads", str(args.threads), "--budget", str(args.budget), "--steps", str(args.steps)]
-            rates[case].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
-    plain = median(rates[cases[0]])
-    rows = [{"step": case, "audio s/s": median(rates[case]), "ratio": median(rates[case]) / plain} for case in cases]
+            found[case].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    rates = {case: median(one["audio s/s"] for one in found[case]) for case in cases}
+    rows = [{"step": case} | found[case][-1] | {"audio s/s": rates[case], "ratio": rates[case] / rates[cases[0]]}
+            for case in cases]
     show(f"Training step, batches of {args.budget:g} s, median of {args.rounds}", rows, json_path=args.json)
 
 

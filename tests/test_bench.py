@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import beam_search, data, las, padding, startup, transcribe
+from benchmarks import beam_search, data, las, padding, startup, training_step, transcribe
 from benchmarks.measure import medians, show
 
 TINY = {
@@ -34,6 +34,18 @@ def test_it_writes_finite_rows(module, flags, tmp_path, monkeypatch, capsys):
                if isinstance(value, float) and not name.endswith("%")]
     assert numbers and all(0 < value < math.inf for value in numbers)
     assert content["title"] in capsys.readouterr().out
+
+
+def test_a_step_of_training_is_measured():
+    """Of the fastest row for a GPU, but for compiling; each row is known by its name."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    options = training_step.options_of("+ channels-last", gpu)
+    assert options.keys() == {"config", "sorted", "time_stride", "rnn_type", "bf16", "channels_last"}
+    found = training_step.measure(options, device=cpu, budget=8.0, steps=1)
+    assert found["audio s/s"] > 0 and 0 < found["features %"] < 100 and found["waits"] == "not measured"
+    for device in (cpu, gpu):
+        for case in [*training_step.changes(device), training_step.RECIPE]:
+            assert training_step.options_of(case, device)["config"]
 
 
 def test_padding_of_like_durations_is_little():
