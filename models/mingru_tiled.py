@@ -66,7 +66,7 @@ class TiledScan(torch.autograd.Function):
             grad = torch.zeros_like(h[:, 0, d], dtype=_exact_type(kv))
             for begin, end, valid in tiles(kv, lengths, from_end=d == 0):
                 z = shifted(kv[:, :, d, 0], min(begin, begin - past), max(end, end - past)).to(grad.dtype).sigmoid()
-                here, ahead = (z[:, 1:], z[:, :-1]) if d == 1 else (z[:, :-1], z[:, 1:])
+                here, ahead = (z[:, 1:], z[:, :-1]) if d == 1 else (z[:, :-1], z[:, 1:])  # ahead in this direction
                 grads = grad_h[:, begin:end, d].to(grad.dtype, copy=True)
                 if valid is not None:
                     here, grads = here * valid, grads.mul_(valid)

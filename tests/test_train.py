@@ -1,6 +1,10 @@
 """`train.py` as it is typed: what a run leaves, its flags and configs, and what it refuses."""
 
 import json
+import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -219,6 +223,18 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
                              str(folder / "last.ckpt")))
     assert "--average_last: no epoch was kept for it" in capsys.readouterr().err
     assert "averaged" not in train.resume_path(args, train.build_network(args)), "it has no optimiser to go on with"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_memory_is_kept_for_the_next_step():
+    """Pages that are asked of Linux for the same 64 MB ten times: each time, or a few times."""
+    program = ("import resource, torch; from utils.runtime import keep_large_blocks; {}\n"
+               "for _ in range(10): torch.ones(1 << 24)\n"
+               "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)")
+    faults = [int(subprocess.run([sys.executable, "-c", program.format(call)], cwd=ROOT, check=True, text=True,
+                                 stdout=subprocess.PIPE).stdout) for call in ("", "keep_large_blocks()")]
+    pages = (4 << 24) // resource.getpagesize()
+    assert faults[0] - faults[1] > 4 * pages
 
 
 @pytest.mark.long
