@@ -73,7 +73,7 @@ class _LSTMStep(torch.autograd.Function):
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         following = f * cell + i * g
         squashed = following.tanh()
-        layer.inputs.append(x)
+        layer.inputs.append(x.detach())
         ctx.layer = layer
         ctx.save_for_backward(i, f, g, o, cell, squashed)
         return o * squashed, following

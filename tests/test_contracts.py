@@ -1,6 +1,7 @@
 """What every network promises, over every variant of every registered model."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -118,6 +119,17 @@ def test_loss_is_a_sum_over_utterances(network):
         once = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
         twice = network.loss(network.encode(doubled.waveforms, doubled.sample_counts), doubled)["loss"]
     torch.testing.assert_close(twice, 2 * once, rtol=1e-5, atol=0)
+
+
+def test_a_step_leaves_nothing_behind(network):
+    """A tensor that a graph and its own node keep alive is freed by nobody, and a day of training takes all memory."""
+    batch, alive = make_batch(network.train(), speech(2)), []
+    for _ in range(4):
+        network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"].backward()
+        network.zero_grad()
+        gc.collect()
+        alive.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+    assert len(set(alive[1:])) == 1, alive
 
 
 @pytest.mark.parametrize("variant", ["mingru", "las"])
