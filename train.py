@@ -32,7 +32,7 @@ from utils.cli import (
 )
 from utils.files import held, write_whole
 from utils.flags import add_run_flags
-from utils.runtime import git_revision, is_first_process, keep_large_blocks, quiet_packages
+from utils.runtime import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
 
 PROJECT = "speech-recognition"
 
@@ -278,6 +278,7 @@ def average_last(trainer, module, data) -> str | None:
 def main(argv: list[str] | None = None) -> None:
     """Leaves with status 2 and one line where a flag, a file or a checkpoint is wrong."""
     keep_large_blocks()
+    keep_few_kernels()
     from dotenv import load_dotenv
 
     load_dotenv(Path(__file__).parent / ".env")

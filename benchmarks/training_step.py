@@ -10,6 +10,7 @@ runs in processes of its own, since what the allocator keeps is a property of th
 """
 
 import json
+import resource
 import subprocess
 import sys
 import warnings
@@ -27,7 +28,7 @@ from models import Recognizer
 from train import build_network, parse_arguments
 from utils.audio import SAMPLE_RATE
 from utils.batch import Batch
-from utils.runtime import keep_large_blocks
+from utils.runtime import keep_few_kernels, keep_large_blocks
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SECONDS_A_CHARACTER = 0.07
@@ -35,6 +36,7 @@ CHANGES = {  # what each row adds to the one before
     "the preset, float32, random batches": {},
     "+ memory kept between steps (mallopt)": {"mallopt": True},
     "+ duration batches": {"sorted": True},
+    "+ kernels of 32 shapes kept, not 1,024": {"few_kernels": True},
     "+ time stride 4": {"time_stride": 4},
     "+ minGRU": {"rnn_type": "mingru"},
     "+ bf16 autocast": {"bf16": True},
@@ -47,13 +49,13 @@ def changes(device: torch.device) -> dict[str, dict]:
     """The rows that build on each other."""
     if device.type == "cpu":
         return CHANGES
-    return {name: change for name, change in CHANGES.items() if "mallopt" not in change} | ON_GPU
+    return {name: change for name, change in CHANGES.items() if not change.keys() & {"mallopt", "few_kernels"}} | ON_GPU
 
 
 def options_of(case: str, device: torch.device) -> dict:
     """The settings of a row: all changes up to it."""
     if case == RECIPE:
-        return {"config": "deepspeech2_mingru", "mallopt": True, "sorted": True, "bf16": True}
+        return {"config": "deepspeech2_mingru", "mallopt": True, "sorted": True, "few_kernels": True, "bf16": True}
     options = {"config": "deepspeech2_assemblyai"}
     for name, change in changes(device).items():
         options |= change
@@ -86,6 +88,8 @@ def measure(options: dict, *, device: torch.device, budget: float, steps: int) -
     """Steps of training in this process; the first one is left out."""
     if options.get("mallopt"):
         keep_large_blocks()
+    if options.get("few_kernels"):
+        keep_few_kernels()
     torch.manual_seed(0)
     changed = [f"--{name}={options[name]}" for name in ("time_stride", "rnn_type") if name in options]
     changed += ["--compile"] if options.get("compile") else []
@@ -105,7 +109,7 @@ def measure(options: dict, *, device: torch.device, budget: float, steps: int) -
         network.features(batch.waveforms, batch.sample_counts)
 
     seconds = seconds_of(train, made)
-    return {"audio s/s": float(np.concatenate(drawn[1:]).sum()) / seconds,
+    return {"audio s/s": float(np.concatenate(drawn[1:]).sum()) / seconds, "GB": peak_memory(device) / 1e9,
             "features %": 100 * seconds_of(extract, made) / seconds,
             "waits": waits(lambda: train(made[0])) if device.type == "cuda" else "not measured"}
 
@@ -117,6 +121,13 @@ def seconds_of(function: Callable[[Batch], None], made: list[Batch]) -> float:
     for batch in made[1:]:
         function(batch)
     return wall_clock() - started
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, at most so far: of the GPU's tensors, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def waits(function: Callable[[], None]) -> int:
@@ -144,7 +155,7 @@ def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *,
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=1)
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of audio a batch")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a round")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of a round")
     parser.add_argument("--case", help="run this row alone, in this process, and print its rate")
     args = parser.parse_args()
     device = prepare(args)

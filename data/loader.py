@@ -13,6 +13,7 @@ from data.index import DataError, Utterance
 from data.sampler import Draw, Part
 from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
 from utils.batch import Batch
+from utils.runtime import return_free_memory
 from utils.text import CharTokenizer
 
 
@@ -117,6 +118,7 @@ class SpeechLoader(DataLoader):
     them, with a traceback for its message.
     """
 
+    forked = False  # whether the workers, which live as long as the loader, are there
     done = 0  # batches of the epoch under way that were given out, by this run and by those it goes on from
     waited = 0.0  # seconds that batches were waited for, in all
 
@@ -125,6 +127,9 @@ class SpeechLoader(DataLoader):
 
     def __iter__(self):
         self.done = self.batch_sampler.done
+        if self.num_workers and not self.forked:
+            self.forked = True
+            return_free_memory()
         batches = super().__iter__()
         while True:
             started = time.perf_counter()
