@@ -51,7 +51,7 @@ def test_two_nodes_of_torchrun_are_one_run(tmp_path, reference):
     nodes = [subprocess.Popen([*TORCHRUN, "--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port",
                                str(port), *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True) for rank in range(2)]
-    printed = [node.communicate(timeout=120)[0] for node in nodes]
+    printed = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed
     assert_same_end(reference, output)
     assert epochs_of(output) == epochs_of(reference) == list(range(4))
@@ -67,11 +67,11 @@ def test_under_slurm_it_is_queued_again_and_goes_on(tmp_path, reference):
     with subprocess.Popen(**start) as job:
         wait_for(job, "epoch   0")
         os.kill(int((tmp_path / "bin" / "srun.pid").read_text()), signal.SIGUSR1)
-        printed = job.communicate(timeout=60)[0]
+        printed = job.communicate(timeout=180)[0]
     assert job.returncode == 128 + signal.SIGUSR1, printed
     assert "goes on from here" in printed and not list(output.glob("hpc_ckpt*"))
     assert log.read_text() == f"requeue {os.getpid()}\n"
-    again = subprocess.run(**start, timeout=120)
+    again = subprocess.run(**start, timeout=240)
     assert again.returncode == 0, again.stdout
     assert log.read_text().count("requeue") == 1
     assert_same_end(reference, output)

@@ -213,7 +213,7 @@ def test_two_runs_in_one_folder(tmp_path):
     wait_for(first, "epoch   0")
     second = run(*arguments(tmp_path / "run", *flags, "--checkpoint_path", "auto"))
     assert second.returncode == 2 and f"{tmp_path / 'run'} is in use by another run" in second.stderr
-    output, _ = first.communicate(timeout=100)
+    output, _ = first.communicate(timeout=300)
     assert first.returncode == 0, output
 
 

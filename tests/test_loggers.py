@@ -128,7 +128,7 @@ def test_a_server_that_fails_at_the_start(tmp_path, capfd, server, mode, why):
     server.stop() if mode == "refuses" else setattr(server, "mode", mode)
     started = time.monotonic()
     train.main(arguments(tmp_path / "run", "--epochs", "2", *LOGGED))
-    assert time.monotonic() - started < (45 if mode == "hangs" else 20)
+    assert time.monotonic() - started < (90 if mode == "hangs" else 60)
     printed = capfd.readouterr()
     archive, = archives(tmp_path / "run")
     assert why in printed.out and f"comet upload {archive}" in printed.out
@@ -150,7 +150,7 @@ def test_a_server_that_fails_in_the_middle(tmp_path, server, then):
         server.stop() if then == "dies" else setattr(server, "mode", then)
         printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and (output / "results.json").is_file()
-    assert time.monotonic() - started < (150 if then == "hangs" else 60)
+    assert time.monotonic() - started < 180
     archive, = archives(output)
     assert "not everything could be sent" in printed and f"comet upload {archive}" in printed
     assert_no_key(printed, tmp_path, server)

@@ -227,7 +227,7 @@ def test_told_to_end_it_saves_and_goes_on_exactly(tmp_path, network, number, who
         os.killpg(process.pid, number)
     else:
         os.kill(process.pid if whom == "first" else child_of(process.pid), number)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=180)
     assert process.returncode == 128 + number, rest
     assert f"{number.name} at step" in rest and "goes on from here" in rest and "Traceback" not in rest
     for command in (whole, [*cut, "--checkpoint_path", "auto"]):  # processes like the first, with as many threads
