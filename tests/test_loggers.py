@@ -128,7 +128,7 @@ def test_a_server_that_fails_at_the_start(tmp_path, capfd, server, mode, why):
     server.stop() if mode == "refuses" else setattr(server, "mode", mode)
     started = time.monotonic()
     train.main(arguments(tmp_path / "run", "--epochs", "2", *LOGGED))
-    assert time.monotonic() - started < (90 if mode == "hangs" else 60)
+    assert time.monotonic() - started < (45 if mode == "hangs" else 20)
     printed = capfd.readouterr()
     archive, = archives(tmp_path / "run")
     assert why in printed.out and f"comet upload {archive}" in printed.out
@@ -145,12 +145,13 @@ def test_a_server_that_fails_in_the_middle(tmp_path, server, then):
     started = time.monotonic()
     with start(*arguments(output, "--epochs", "12", *LOGGED, "--batch_size", "2")) as process:
         wait_for(process, "epoch   1")
+        pace = time.monotonic() - started  # of the machine: a start and two epochs
         while not server.metrics(key_of(output), "dev/wer"):
             time.sleep(0.05)
         server.stop() if then == "dies" else setattr(server, "mode", then)
         printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and (output / "results.json").is_file()
-    assert time.monotonic() - started < 180
+    assert time.monotonic() - started < 4 * pace + (120 if then == "hangs" else 30)
     archive, = archives(output)
     assert "not everything could be sent" in printed and f"comet upload {archive}" in printed
     assert_no_key(printed, tmp_path, server)
