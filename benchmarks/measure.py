@@ -76,6 +76,14 @@ def machine_rates(device: torch.device | str = "cpu", *, size: int = 2048, round
     return 2 * size**3 / seconds["product"], 2 * source.nbytes / seconds["copy"]
 
 
+def peak_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes, at most so far: of the GPU's tensors, or of this process (`getrusage` would count its parent's, too)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = dict(line.split(":", 1) for line in _lines("/proc/self/status"))
+    return 1024 * int(status["VmHWM"].split()[0])
+
+
 def show(title: str, rows: list[dict], *, json_path: Path | None = None, **facts) -> None:
     """Prints rows as a table under a title and the machine's name, and writes both with `facts` to a JSON file."""
     print(f"{title}\n{machine()}" + "".join(f"; {name} {value}" for name, value in facts.items()))

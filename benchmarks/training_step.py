@@ -10,7 +10,6 @@ runs in processes of its own, since what the allocator keeps is a property of th
 """
 
 import json
-import resource
 import subprocess
 import sys
 import warnings
@@ -21,7 +20,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.measure import benchmark_parser, prepare, show, wall_clock
+from benchmarks.measure import benchmark_parser, peak_memory, prepare, show, wall_clock
 from benchmarks.padding import like_train_clean_100
 from data.sampler import DurationBatchSampler, Layout
 from models import Recognizer
@@ -121,13 +120,6 @@ def seconds_of(function: Callable[[Batch], None], made: list[Batch]) -> float:
     for batch in made[1:]:
         function(batch)
     return wall_clock() - started
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes, at most so far: of the GPU's tensors, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def waits(function: Callable[[], None]) -> int:

@@ -37,14 +37,14 @@ def all_of(transcriber: Transcriber, paths: list[Path], threads: int):
 
 
 def peak_megabytes(checkpoint: Path, audio: Path) -> float:
-    """Of a process that transcribes a file. `getrusage` would count what its parent had, too."""
+    """Of a process that transcribes a file."""
     code = ("import sys, contextlib, inference\n"
+            "from benchmarks.measure import peak_memory\n"
             "with contextlib.suppress(SystemExit):\n    inference.main(sys.argv[1:])\n"
-            "status = dict(line.split(':') for line in open('/proc/self/status'))\n"
-            "print(status['VmHWM'].split()[0], file=sys.stderr)")
+            "print(peak_memory(), file=sys.stderr)")
     command = [sys.executable, "-c", code, "--checkpoint", str(checkpoint), "--audio", str(audio), "--threads", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return int(done.stderr.split()[-1]) * 1024 / 1e6
+    return int(done.stderr.split()[-1]) / 1e6
 
 
 def main() -> None:

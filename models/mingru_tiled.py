@@ -107,9 +107,9 @@ def advance(decay: Tensor, inputs: Tensor, state: Tensor, *, from_end: bool) -> 
     chunks = 1 if wide else 1 << frames.bit_length() // 2
     whole = frames - frames % chunks
     pieces = [(0, whole, chunks), (whole, frames, 1)]
-    for begin, end, chunks in reversed(pieces) if from_end else pieces:
+    for begin, end, count in reversed(pieces) if from_end else pieces:
         piece = decay[:, begin:end], inputs[:, begin:end], state
-        state = step_through(*piece, from_end) if chunks == 1 else step_chunks(*piece, from_end, chunks)
+        state = step_through(*piece, from_end) if count == 1 else step_chunks(*piece, from_end, count)
     return inputs
 
 
