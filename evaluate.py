@@ -29,9 +29,8 @@ from data.index import DataError
 from data.librispeech import URL
 from models import Recognizer
 from utils.audio import SAMPLE_RATE, AudioError
-from utils.batch import Batch
-from utils.checkpoint import CheckpointError, average_checkpoints, best_checkpoints
-from utils.cli import (
+from utils.checkpoint.reading import CheckpointError, average_checkpoints, best_checkpoints
+from utils.cli.parser import (
     OneLineParser,
     UsageError,
     add_constructor_flags,
@@ -41,12 +40,13 @@ from utils.cli import (
     positive_float,
     positive_int,
 )
-from utils.decoding import Decoder, Decoding
-from utils.files import write_whole
-from utils.ngram import LanguageModelError
-from utils.page import build_page, exhibit
-from utils.report import Result, build_outcomes, report_files, table, worst_utterances, write_files
-from utils.runtime import git_revision
+from utils.decoding.options import Decoder, Decoding
+from utils.files.atomic import write_whole
+from utils.lm.ngram import LanguageModelError
+from utils.process import git_revision
+from utils.report.html import build_page, exhibit
+from utils.report.report import Result, build_outcomes, report_files, table, worst_utterances, write_files
+from utils.types import Batch
 
 
 class System(NamedTuple):
@@ -196,7 +196,7 @@ def warm_up(system: System, args: argparse.Namespace) -> None:
 def build_data(args: argparse.Namespace, network: Recognizer):
     """The data module of the flags, its indexes cut to --limit. Raises DataError."""
     from data.datamodule import LibriSpeechDataModule
-    from utils.runtime import quiet_packages
+    from utils.process import quiet_packages
 
     quiet_packages()
     data = LibriSpeechDataModule(

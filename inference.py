@@ -25,8 +25,8 @@ import torch
 
 from models import Recognizer, Transcriber
 from utils.audio import EXTENSIONS, AudioError, probe_seconds
-from utils.checkpoint import CheckpointError
-from utils.cli import (
+from utils.checkpoint.reading import CheckpointError
+from utils.cli.parser import (
     OneLineParser,
     UsageError,
     add_constructor_flags,
@@ -35,11 +35,11 @@ from utils.cli import (
     positive_float,
     positive_int,
 )
-from utils.decoding import Decoding
-from utils.files import write_whole
-from utils.ngram import LanguageModelError
-from utils.transcript import Transcript
-from utils.writers import WRITERS, Writer
+from utils.decoding.options import Decoding
+from utils.files.atomic import write_whole
+from utils.lm.ngram import LanguageModelError
+from utils.report.writers import WRITERS, Writer
+from utils.types import Transcript
 
 STDIN = "-"
 
@@ -168,7 +168,7 @@ def readable(paths: list[str]) -> Iterator[dict[str, str]]:
 
 def stream(transcriber: Transcriber) -> None:
     """Text as it comes, of standard input. Raises UsageError where the network cannot."""
-    from models.streaming import StreamingError, StreamingRecognizer, read_stream
+    from models.inference.streaming import StreamingError, StreamingRecognizer, read_stream
 
     try:
         recognizer = StreamingRecognizer(transcriber.network)

@@ -19,10 +19,10 @@ import yaml
 from data.index import DataError
 from data.librispeech import URL
 from models import Recognizer
-from models.mingru import keep_scan_uncompiled
+from models.mingru.layer import keep_scan_uncompiled
 from utils.audio import AudioError
-from utils.checkpoint import CheckpointError, newest_checkpoint, read_resumable, write_averaged
-from utils.cli import (
+from utils.checkpoint.reading import CheckpointError, newest_checkpoint, read_resumable, write_averaged
+from utils.cli.parser import (
     OneLineParser,
     UsageError,
     add_constructor_flags,
@@ -30,9 +30,9 @@ from utils.cli import (
     fail,
     read_yaml,
 )
-from utils.files import held, write_whole
-from utils.flags import add_run_flags
-from utils.runtime import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
+from utils.files.atomic import held, write_whole
+from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
+from utils.training.flags import add_run_flags
 
 PROJECT = "speech-recognition"
 
@@ -175,9 +175,9 @@ def train(args: argparse.Namespace):
     import lightning
 
     from models.lightning_module import SpeechModule
-    from utils.checkpointing import Interrupted
-    from utils.loggers import build_logger, close_logger
-    from utils.trainer import build_trainer
+    from utils.training.checkpointing import Interrupted
+    from utils.training.loggers import build_logger, close_logger
+    from utils.training.trainer import build_trainer
 
     quiet_packages()  # after the import, which sets its own levels
     lightning.seed_everything(args.seed, workers=True, verbose=False)
@@ -254,7 +254,7 @@ def average_last(trainer, module, data) -> str | None:
 
     Returns its path then, else None. Raises UsageError where no epoch was kept for it.
     """
-    from utils.checkpointing import LatestCheckpoints, link_best
+    from utils.training.checkpointing import LatestCheckpoints, link_best
 
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoints))
     if not latest.paths:

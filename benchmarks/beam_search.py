@@ -20,10 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.material import CORPUS
 from benchmarks.measure import benchmark_parser, medians, prepare, show
-from utils import lm_build
-from utils.decoding import Decoder, Decoding
+from utils.decoding.options import Decoder, Decoding
+from utils.lm import build as lm_build
 from utils.metrics import count_errors
-from utils.text import CharTokenizer, normalize
+from utils.tokenizer import CharTokenizer, normalize
 
 
 def peaky(text: str, tokenizer: CharTokenizer, random: torch.Generator) -> torch.Tensor:

@@ -18,12 +18,12 @@ from torchaudio.transforms import MelSpectrogram
 
 from benchmarks.material import CORPUS, write_joined
 from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, show
+from data.dataset import SpeechDataset, SpeechLoader
 from data.index import Utterance
-from data.loader import SpeechDataset, SpeechLoader
 from data.sampler import DurationBatchSampler, Layout
-from models.features import FLOOR, LogMel
-from utils.runtime import keep_large_blocks
-from utils.text import CharTokenizer
+from models.components.features import FLOOR, LogMel
+from utils.process import keep_large_blocks
+from utils.tokenizer import CharTokenizer
 
 
 def loader(paths: list[Path], seconds: list[float], *, batch_size: int) -> SpeechLoader:

@@ -18,7 +18,7 @@ from benchmarks.measure import benchmark_parser, clock_of, machine_rates, median
 from models import Recognizer
 from models.speller import Speller
 from utils.audio import SAMPLE_RATE
-from utils.batch import Batch
+from utils.types import Batch
 
 FRAME = 0.08  # seconds of a listener frame: eight feature frames
 TOLERANCE = 1e-4  # relative; float32 summed in two orders

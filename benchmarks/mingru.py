@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import benchmark_parser, clock_of, machine_rates, medians, prepare, show
-from models import mingru_tiled
-from models.layers import Recurrence
-from models.mingru import directional_states
-from utils.runtime import keep_large_blocks
+from models.components.recurrent import Recurrence
+from models.mingru import tiled as mingru_tiled
+from models.mingru.layer import directional_states
+from utils.process import keep_large_blocks
 
 SIZE = 512  # of the input and of each direction
 SIZES = {"cpu": [(512, 16), (2048, 1), (100, 4)], "cuda": [(800, 32), (512, 16), (2048, 1), (100, 4)]}  # frames, batch

@@ -17,8 +17,8 @@ import torch
 from data.librispeech import list_entries
 from models import Transcriber
 from utils.audio import SAMPLE_RATE, load_audio
-from utils.text import normalize
-from utils.transcript import Word
+from utils.tokenizer import normalize
+from utils.types import Word
 
 ONSET = 10 ** (-35 / 10)  # of the power of the loudest 10 ms
 GAPS = (0.1, 0.5)  # seconds

@@ -26,8 +26,8 @@ from data.sampler import DurationBatchSampler, Layout
 from models import Recognizer
 from train import build_network, parse_arguments
 from utils.audio import SAMPLE_RATE
-from utils.batch import Batch
-from utils.runtime import keep_few_kernels, keep_large_blocks
+from utils.process import keep_few_kernels, keep_large_blocks
+from utils.types import Batch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SECONDS_A_CHARACTER = 0.07

@@ -8,12 +8,13 @@ from pathlib import Path
 import lightning
 import torch
 
-from data import librispeech, manifest
+from data import librispeech
+from data.dataset import SpeechDataset, SpeechLoader
 from data.index import DataError, Index, Utterance, build_index
-from data.loader import SpeechDataset, SpeechLoader
+from data.readers import manifest
 from data.sampler import Draw, DurationBatchSampler, Layout, Part
 from utils.audio import SAMPLE_RATE
-from utils.text import CharTokenizer, ctc_frames_needed
+from utils.tokenizer import CharTokenizer, ctc_frames_needed
 
 STATISTICS_UTTERANCES = 1000  # enough for a mean and a variance of each mel bin
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils.audio import AudioError, probe_seconds
-from utils.shown import shown
-from utils.text import CharTokenizer, normalize
+from utils.errors import shown
+from utils.tokenizer import CharTokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
 LONGEST = 3600.0  # seconds of an utterance; what a header states beyond is no utterance, or not true

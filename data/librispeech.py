@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from data.index import DataError, Entry, read_lines
 from utils.audio import EXTENSIONS
-from utils.download import DownloadError, fetch
-from utils.packed import BoundedReader
-from utils.shown import shown
+from utils.errors import shown
+from utils.files.compressed import BoundedReader
+from utils.files.download import DownloadError, fetch
 
 URL = "https://www.openslr.org/resources/12"
 UNPACKED_TIMES = 4  # that an archive may unpack to more than its size; FLAC hardly packs

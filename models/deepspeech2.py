@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.features import Normalization
-from models.layers import LookaheadConv, Norm, RecurrentLayer, ResCNN, RNNType, mask_frames, run
-from models.mingru import ScanSpace
+from models.components.checkpointing import run
+from models.components.convolution import LookaheadConv, ResCNN
+from models.components.features import Normalization
+from models.components.masks import mask_frames
+from models.components.recurrent import Norm, RecurrentLayer, RNNType
+from models.mingru.layer import ScanSpace
 from models.recognizer import Recognizer
-from utils.batch import Batch
-from utils.ctc import greedy_decode
-from utils.decoding import Decoder
-from utils.text import ENGLISH
-from utils.transcript import Candidate
+from utils.decoding.ctc import greedy_decode
+from utils.decoding.options import Decoder
+from utils.tokenizer import ENGLISH
+from utils.types import Batch, Candidate
 
 
 class Encoding(NamedTuple):

@@ -4,98 +4,35 @@
     last character, last context -> LSTMs -> attention over the listener -> next character   speller
 
 Paper to code: Listen (section 3.1) is `Listener`, its pBLSTM `PyramidalLayer`; of AttendAndSpell (3.2),
-RNN and AttentionContext are `models.speller` `Speller._advance` and `models.attention`, CharacterDistribution is
+RNN and AttentionContext are `models.speller` `Speller._advance` and `components.attention`, CharacterDistribution is
 `Speller.classify`; learning with sampled characters (3.3) is `Speller.forward`; decoding and rescoring
 (3.4) is `LAS.search`. What later work found to be needed stands beside it: the CTC loss (Kim et al.
 2017, Watanabe et al. 2017) and label smoothing (Chorowski and Jaitly 2017).
 """
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.attention import AttentionType, near_diagonal
-from models.features import Normalization
-from models.layers import VGG, Recurrence, ResCNN, halve, length_mask, mask_frames, run
+from models.components.attention import AttentionType, near_diagonal
+from models.components.features import Normalization
+from models.components.masks import length_mask
+from models.listener import Frontend, Listener, Listening
 from models.recognizer import Recognizer
 from models.speller import Speller
-from utils.alignment import join_words
 from utils.audio import SAMPLE_RATE
-from utils.batch import Batch
-from utils.beam_search import Hypothesis, beam_search, weighted_sum
-from utils.ctc import prefix_step
-from utils.decoding import Decoder, Decoding
-from utils.ngram import NGram
-from utils.text import ENGLISH
-from utils.transcript import Candidate, Word
+from utils.decoding.alignment import join_words
+from utils.decoding.beam_search import Hypothesis, beam_search, weighted_sum
+from utils.decoding.ctc import prefix_step
+from utils.decoding.options import Decoder, Decoding
+from utils.lm.ngram import NGram
+from utils.tokenizer import ENGLISH
+from utils.types import Batch, Candidate, Word
 
-Frontend = Literal["none", "vgg", "rescnn"]
 CHARACTERS_A_SECOND = 30  # no speech is quicker; it bounds a hypothesis that repeats itself
-
-
-class Listening(NamedTuple):
-    """Listener output of B utterances: what the speller attends to, and what CTC reads."""
-
-    frames: Tensor  # (B, T, H)
-    lengths: Tensor  # (B,) int64
-    ctc_frames: Tensor  # (B, T', H'), of the deepest layer that joins at most four feature frames
-    ctc_lengths: Tensor  # (B,) int64
-
-
-class PyramidalLayer(Recurrence):
-    """Joins neighbouring frames, which halves the time, then a BiLSTM: the paper's pBLSTM."""
-
-    def __init__(self, input_size: int, hidden_size: int, dropout: float):
-        super().__init__(2 * input_size, hidden_size, rnn_type="lstm")
-        self.norm = nn.LayerNorm(2 * input_size)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, input_size) to (B, ceil(T / 2), 2 * hidden_size); a last odd frame is joined with zeros."""
-        x = F.pad(mask_frames(x, lengths), (0, 0, 0, x.shape[1] % 2))
-        x, lengths = x.unflatten(1, (-1, 2)).flatten(2), halve(lengths)
-        return self.dropout(super().forward(self.norm(x), lengths)), lengths
-
-
-class Listener(nn.Module):
-    """[convolutions,] a BiLSTM, and `layers` pyramidal ones above it."""
-
-    def __init__(self, n_mels: int, size: int, layers: int, *, frontend: Frontend, conv_channels: int,
-                 cnn_layers: int, dropout: float):
-        super().__init__()
-        self.frontend = None
-        if frontend == "vgg":
-            self.frontend = VGG(conv_channels, n_mels)
-        elif frontend == "rescnn":
-            self.frontend = ResCNN(conv_channels, n_mels, cnn_layers, time_stride=4, dropout=dropout)
-        self.bottom = Recurrence(self.frontend.outputs if self.frontend else n_mels, size, rnn_type="lstm")
-        self.dropout = nn.Dropout(dropout)
-        self.pyramid = nn.ModuleList(PyramidalLayer(2 * size, size, dropout) for _ in range(layers))
-        self.outputs = 2 * size
-        self.ctc_layers = 0 if self.frontend else min(layers, 2)  # pyramidal layers below CTC, four frames in one
-        self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames a CTC frame
-
-    def forward(self, features: Tensor, lengths: Tensor) -> Listening:
-        """(B, T, F) features and (B,) lengths."""
-        if self.frontend is not None:
-            features, lengths = run(self.frontend, features, lengths)
-        x = self.dropout(run(self.bottom, features, lengths))
-        ctc = x, lengths
-        for i, layer in enumerate(self.pyramid, start=1):
-            x, lengths = run(layer, x, lengths)
-            ctc = (x, lengths) if i == self.ctc_layers else ctc
-        return Listening(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
-
-    def output_length(self, frames: int) -> int:
-        """CTC frames of so many feature frames."""
-        frames = frames if self.frontend is None else self.frontend.output_length(frames)
-        for _ in range(self.ctc_layers):
-            frames = halve(frames)
-        return frames
 
 
 class LAS(Recognizer, name="las"):

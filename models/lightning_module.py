@@ -9,8 +9,8 @@ from torch import Tensor
 
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE
-from utils.batch import Batch
 from utils.metrics import ErrorCounts, count_errors
+from utils.types import Batch
 
 
 class TrainingError(RuntimeError):

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
-from models.features import LogMel, Normalization
-from models.specaugment import SpecAugment
-from utils.alignment import align_ctc
+from models.components.features import LogMel, Normalization
+from models.components.specaugment import SpecAugment
 from utils.audio import SAMPLE_RATE, SILENCE
-from utils.batch import Batch
-from utils.checkpoint import CheckpointError, read_checkpoint
-from utils.decoding import Decoder
-from utils.text import ENGLISH, CharTokenizer
-from utils.transcript import Candidate, Word
+from utils.checkpoint.reading import CheckpointError, read_checkpoint
+from utils.decoding.alignment import align_ctc
+from utils.decoding.options import Decoder
+from utils.tokenizer import ENGLISH, CharTokenizer
+from utils.types import Batch, Candidate, Word
 
 
 class Recognizer(nn.Module, ABC):
@@ -92,7 +91,7 @@ class Recognizer(nn.Module, ABC):
     @property
     @abstractmethod
     def large_layers(self) -> list[nn.Module]:
-        """The layers that take most of the time and the memory, and that `encode` calls by `models.layers.run`."""
+        """The layers that take most of the time and the memory, and that `encode` calls by `checkpointing.run`."""
 
     def alignment_log_probs(self, encoding: NamedTuple) -> Tensor | None:
         """(B, T, V) CTC log-probabilities that tell when characters are spoken; None without CTC."""

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.attention import ATTENTIONS, AttentionType, Memory, Product
-from models.unrolled import UnrolledLSTM, UnrolledProducts
+from models.components.attention import ATTENTIONS, AttentionType, Memory, Product
+from models.components.unrolled import UnrolledLSTM, UnrolledProducts
 
 
 class SpellerState(NamedTuple):

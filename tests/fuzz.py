@@ -67,8 +67,8 @@ def audio() -> Target:
 
 def manifest() -> Target:
     from data.index import DataError, build_index
-    from data.manifest import list_entries
-    from utils.text import CharTokenizer
+    from data.readers.manifest import list_entries
+    from utils.tokenizer import CharTokenizer
 
     def read(path: Path) -> None:
         index = build_index("x", *list_entries(path), CharTokenizer(), path.parent / "cache")
@@ -81,7 +81,7 @@ def manifest() -> Target:
 
 def yaml() -> Target:
     import train
-    from utils.cli import UsageError
+    from utils.cli.parser import UsageError
 
     seeds = [YAML, *(path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml")))]
     return Target([("x.yaml", seed.encode()) for seed in seeds],
@@ -89,10 +89,10 @@ def yaml() -> Target:
 
 
 def arpa() -> Target:
-    from utils.ctc_beam import CTCBeamSearch
-    from utils.decoding import Decoding
-    from utils.ngram import LanguageModelError, NGram
-    from utils.text import CharTokenizer
+    from utils.decoding.ctc_beam import CTCBeamSearch
+    from utils.decoding.options import Decoding
+    from utils.lm.ngram import LanguageModelError, NGram
+    from utils.tokenizer import CharTokenizer
 
     tokenizer = CharTokenizer()
 
@@ -109,8 +109,8 @@ def checkpoint() -> Target:
     import torch
 
     from models import Recognizer
-    from utils.checkpoint import CheckpointError
-    from utils.safetensors_io import write_network
+    from utils.checkpoint.reading import CheckpointError
+    from utils.checkpoint.safetensors_io import write_network
 
     torch.manual_seed(0)
     network = Recognizer.build("deepspeech2", n_mels=20, conv_channels=4, cnn_layers=1, rnn_size=16, rnn_layers=2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.beam_search import beam_search, select, weighted_sum
-from utils.ctc import prefix_step
+from utils.decoding.beam_search import beam_search, select, weighted_sum
+from utils.decoding.ctc import prefix_step
 
 START, EOS, CLASSES, LONGEST = 4, 5, 6, 4  # tokens 1 to 3 are characters, 0 is the blank
 TEXTS = [text for length in range(LONGEST + 1) for text in itertools.product((1, 2, 3), repeat=length)]

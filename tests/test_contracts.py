@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models import Recognizer
 from utils.audio import load_audio
-from utils.batch import Batch
-from utils.text import ctc_frames_needed
+from utils.tokenizer import ctc_frames_needed
+from utils.types import Batch
 
 TEXTS = ["no sir", "he added", "good friends now"]
 

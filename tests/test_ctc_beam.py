@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from conftest import TINY
 
 from models import Recognizer
-from utils import lm_build
-from utils.ctc_beam import CTCBeamSearch, without_sure_blanks
-from utils.decoding import Decoder, Decoding
-from utils.ngram import LN10, LanguageModelError, NGram
-from utils.text import CharTokenizer
+from utils.decoding.ctc_beam import CTCBeamSearch, without_sure_blanks
+from utils.decoding.options import Decoder, Decoding
+from utils.lm import build as lm_build
+from utils.lm.ngram import LN10, LanguageModelError, NGram
+from utils.tokenizer import CharTokenizer
 
 pytest.importorskip("kenlm")
 BACKENDS = ("native", "pyctcdecode")

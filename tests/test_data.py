@@ -15,15 +15,15 @@ import torch
 from conftest import CORPUS
 
 from data import index as index_module
-from data import manifest
 from data.datamodule import LibriSpeechDataModule
+from data.dataset import SpeechDataset
 from data.index import DataError, Entry, Index, build_index, probe_all
 from data.librispeech import list_entries
-from data.loader import SpeechDataset
+from data.readers import manifest
 from data.sampler import Draw
 from utils.audio import SAMPLE_RATE, AudioError, load_audio
-from utils.batch import Batch
-from utils.text import CharTokenizer
+from utils.tokenizer import CharTokenizer
+from utils.types import Batch
 
 ID = "9001-1-00290"  # the utterance that is damaged, one of two in its chapter
 ALL = {path.stem for path in (CORPUS / "train").rglob("*.opus")}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.ctc import greedy_decode
+from utils.decoding.ctc import greedy_decode
 from utils.metrics import ErrorCounts, count_errors
 
 

@@ -17,12 +17,12 @@ import soundfile
 from conftest import CORPUS
 from little_memory import in_little_memory
 
-import utils.download
+import utils.files.download
 from data import librispeech
 from data.datamodule import LibriSpeechDataModule
 from data.index import DataError
 from data.librispeech import download_subset, find_split
-from utils.text import CharTokenizer
+from utils.tokenizer import CharTokenizer
 
 NAME = "dev-clean"
 
@@ -161,7 +161,7 @@ def test_a_server_that_stalls_is_left(server, tmp_path, monkeypatch):
     server.until, server.stalled = HALF, threading.Event()
     started = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(utils.download, "TIMEOUT", 0.2)
+        patch.setattr(utils.files.download, "TIMEOUT", 0.2)
         fail(server, tmp_path)
     assert time.monotonic() - started < 5
     server.stalled.set()
@@ -192,8 +192,8 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path, part):
 
 
 def test_a_server_that_never_ends_is_left(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(utils.download, "LARGEST", HALF)
-    monkeypatch.setattr(utils.download, "BLOCK", 1000)
+    monkeypatch.setattr(utils.files.download, "LARGEST", HALF)
+    monkeypatch.setattr(utils.files.download, "BLOCK", 1000)
     assert "the server sends more than" in fail(server, tmp_path)
     assert (tmp_path / f"{NAME}.tar.gz.part").stat().st_size <= HALF
 

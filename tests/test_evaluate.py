@@ -12,8 +12,8 @@ from conftest import CORPUS, ROOT, tiny_network
 import evaluate
 from models import Recognizer
 from utils.audio import load_audio
-from utils.checkpoint import CheckpointError, average_checkpoints, best_checkpoints
-from utils.ctc import greedy_decode
+from utils.checkpoint.reading import CheckpointError, average_checkpoints, best_checkpoints
+from utils.decoding.ctc import greedy_decode
 from utils.metrics import count_errors
 
 ARPA = """\\data\\
@@ -250,7 +250,7 @@ def test_what_is_wrong_in_one_line(files, capsys, monkeypatch, tmp_path, flags, 
 
 def test_audio_that_turns_bad_stops_it_in_one_line(files, capsys, monkeypatch, tmp_path):
     """Nothing is written where something failed on the way."""
-    from data import loader
+    from data import dataset as loader
     from utils.audio import AudioError
 
     def unreadable(path):

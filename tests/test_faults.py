@@ -19,7 +19,7 @@ from training_runs import arguments, assert_same_end, checkpoint, run, start, wa
 import train
 from models import DeepSpeech2
 from models.lightning_module import SpeechModule
-from utils.files import write_whole
+from utils.files.atomic import write_whole
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):

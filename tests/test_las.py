@@ -7,11 +7,11 @@ from conftest import TINY, tiny_network
 from test_contracts import make_batch, speech
 
 from models import Recognizer
-from models.attention import ATTENTIONS, near_diagonal
-from models.las import PyramidalLayer
+from models.components.attention import ATTENTIONS, near_diagonal
+from models.listener import PyramidalLayer
 from models.speller import sample
-from utils.beam_search import beam_search
-from utils.decoding import Decoder, Decoding
+from utils.decoding.beam_search import beam_search
+from utils.decoding.options import Decoder, Decoding
 
 
 def las(**options) -> Recognizer:

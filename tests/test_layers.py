@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models import Recognizer
-from models.features import LogMel, frame_moments
-from models.layers import LookaheadConv, RecurrentLayer, SequenceBatchNorm, mask_frames, reverse_frames
-from models.specaugment import SpecAugment
+from models.components.convolution import LookaheadConv
+from models.components.features import LogMel, frame_moments
+from models.components.masks import mask_frames, reverse_frames
+from models.components.recurrent import RecurrentLayer, SequenceBatchNorm
+from models.components.specaugment import SpecAugment
 from utils.audio import load_audio
 
 LENGTHS = torch.tensor([9, 1, 6])

@@ -16,13 +16,14 @@ from conftest import CORPUS
 from test_download import serving
 from test_ngram import ARPA, BAD, CHARACTERS, emissions
 
-from utils import lm, lm_tune
-from utils.cli import OneLineParser, add_constructor_flags, config_arguments
-from utils.decoding import Decoding
-from utils.lm_build import ngram_counts, read_sentences
+from utils.cli.parser import OneLineParser, add_constructor_flags, config_arguments
+from utils.decoding.options import Decoding
+from utils.lm import commands as lm
+from utils.lm import tune as lm_tune
+from utils.lm.build import ngram_counts, read_sentences
+from utils.lm.ngram import NGram, load_kenlm, read_words
 from utils.metrics import ErrorCounts
-from utils.ngram import NGram, load_kenlm, read_words
-from utils.text import CharTokenizer
+from utils.tokenizer import CharTokenizer
 
 kenlm = pytest.importorskip("kenlm")
 SENTENCES = ["the cat sat", "the dog sat", "the cat ran", "a dog ran", "the cat sat on the dog", "a cat"]

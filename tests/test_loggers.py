@@ -12,8 +12,8 @@ from comet_server import comet_server
 from training_runs import arguments, run, start, wait_for
 
 import train
-from utils.comet import SETTINGS, start_comet
-from utils.loggers import close_logger
+from utils.training.comet import SETTINGS, start_comet
+from utils.training.loggers import close_logger
 
 LOGGED = ["--logger", "comet", "--log_every", "1", "--checkpoint_path", "auto"]
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from models import mingru_tiled
-from models.layers import Recurrence, reverse_frames
-from models.mingru import MinGRU, directional_states, g, parallel_linear, parallel_log, sequential
-from models.mingru_tiled import TiledScan, advance
+from models.components.masks import reverse_frames
+from models.components.recurrent import Recurrence
+from models.mingru import tiled as mingru_tiled
+from models.mingru.layer import MinGRU, directional_states, g, parallel_linear, parallel_log, sequential
+from models.mingru.tiled import TiledScan, advance
 
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 7, 5), (2, 64, 4), (2, 257, 8), (1, 1500, 4)]
 PADDED = [((3, 9, 5), (9, 1, 6)), ((2, 1, 3), (1, 1)), ((4, 70, 2), (33, 70, 1, 32)), ((2, 12, 3), (7, 5))]
@@ -210,7 +211,7 @@ def test_triton_kernels_interpreted():
     """Tiles full, begun and empty, lengths of 1, channels beyond a block; the interpreter cuts off to bfloat16."""
     run_here("""
 from test_mingru import *
-from models import mingru_triton
+from models.mingru import triton as mingru_triton
 mingru_triton.BLOCK_T, mingru_triton.BLOCK_H = 8, 4
 for size, lengths in [((3, 17, 5), (17, 1, 8)), ((2, 1, 2), (1, 1)), ((1, 12, 3), (7,))]:
     assert_is_the_papers(mingru_triton.TritonScan.apply, size, lengths)
@@ -229,7 +230,7 @@ def test_triton_kernels_compile_for_cuda():
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from models import mingru_triton
+from models.mingru import triton as mingru_triton
 for kernel in (mingru_triton._forward_kernel, mingru_triton._backward_kernel):
     types = {"lengths": "*i64", "frames": "i32", "hidden": "i32"}
     signature = {name: "constexpr" if name.isupper() else types.get(name, "*bf16") for name in kernel.arg_names}

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from utils.ctc_beam import CTCBeamSearch
-from utils.decoding import Decoding
-from utils.ngram import BINARY, SPACE, LanguageModelError, NGram, arpa_lines, check_words, quiet_stderr, read_words
-from utils.text import CharTokenizer
+from utils.decoding.ctc_beam import CTCBeamSearch
+from utils.decoding.options import Decoding
+from utils.lm.ngram import BINARY, SPACE, LanguageModelError, NGram, arpa_lines, check_words, quiet_stderr, read_words
+from utils.tokenizer import CharTokenizer
 
 pytest.importorskip("kenlm")
 TOKENIZER = CharTokenizer()

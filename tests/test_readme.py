@@ -9,15 +9,15 @@ from conftest import ROOT
 import evaluate
 import inference
 import train
-import utils.lm
-from utils.cli import config_arguments
+import utils.lm.commands
+from utils.cli.parser import config_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN = re.compile(r"(?:^|`|\| )\s*(python (?:-m )?(?:train.py|inference.py|evaluate.py|utils.lm) (?!--help)[^`\n]*)",
                    re.MULTILINE)
 COMMANDS = [re.sub(r"\s+#.*", "", line).strip() for line in SHOWN.findall(README)]
 PARSERS = {"train.py": train.parse_arguments, "inference.py": inference.parse_arguments,
-           "evaluate.py": evaluate.parse_arguments, "utils.lm": utils.lm.parse_arguments}
+           "evaluate.py": evaluate.parse_arguments, "utils.lm": utils.lm.commands.parse_arguments}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,8 +14,8 @@ from conftest import SPEECH, TINY, tiny_network
 
 from models import Recognizer
 from utils.metrics import Edit, align_words, count_errors
-from utils.page import build_page, encode_clip, exhibit
-from utils.report import (
+from utils.report.html import build_page, encode_clip, exhibit
+from utils.report.report import (
     Result,
     alignment_lines,
     build_outcomes,
@@ -26,7 +26,7 @@ from utils.report import (
     trn_lines,
     worst_utterances,
 )
-from utils.significance import DRAWS, bootstrap_interval, compare_systems
+from utils.report.significance import DRAWS, bootstrap_interval, compare_systems
 
 HOSTILE_ID = "</h3><script>alert('x')</script> (1) $\\frac"
 HOSTILE_TEXT = "</p><img src='http' onerror=\"a()\"> &amp; $x^{"

@@ -16,7 +16,7 @@ from training_runs import arguments, assert_same_end, checkpoint, run, start, wa
 import train
 from data.sampler import Layout
 from models.lightning_module import SpeechModule
-from utils.checkpoint import newest_checkpoint
+from utils.checkpoint.reading import newest_checkpoint
 
 AUGMENTED = ["--speed_perturb", "0.9", "1.1"]
 NETWORKS = {  # every kind of recurrence, and all that is random in training

@@ -10,7 +10,7 @@ from conftest import SPEECH, TINY, tiny_network
 
 import inference
 from models import Recognizer
-from models.streaming import StreamingError, StreamingRecognizer, read_stream
+from models.inference.streaming import StreamingError, StreamingRecognizer, read_stream
 from utils.audio import load_audio
 
 

@@ -10,9 +10,9 @@ import soundfile
 from conftest import ROOT
 
 from data import librispeech
-from data.synthetic import build_corpus
+from data.synthetic.corpus import build_corpus
 from utils.audio import load_audio
-from utils.text import ENGLISH
+from utils.tokenizer import ENGLISH
 
 pytest.importorskip("espeakng_loader", reason="the synthesiser is not installed: requirements-demo.txt")
 SPLITS = ("train", "dev", "test")

@@ -5,7 +5,7 @@ import torch
 from conftest import CORPUS
 from torch.nn.functional import ctc_loss
 
-from utils.text import ENGLISH, CharTokenizer, ctc_frames_needed, normalize
+from utils.tokenizer import ENGLISH, CharTokenizer, ctc_frames_needed, normalize
 
 TOKENIZERS = [CharTokenizer(), CharTokenizer(alphabet=" aäöüß"), CharTokenizer(alphabet="x")]
 

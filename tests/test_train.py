@@ -15,8 +15,8 @@ from training_runs import arguments, weights
 
 import train
 from models import Recognizer
-from utils.checkpoint import CheckpointError
-from utils.cli import UsageError
+from utils.checkpoint.reading import CheckpointError
+from utils.cli.parser import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_memory_is_kept_for_the_next_step():
     """Pages that are asked of Linux for the same 64 MB thirty times: each time, or a few times."""
-    program = ("import resource, torch; from utils.runtime import keep_large_blocks; {}\n"
+    program = ("import resource, torch; from utils.process import keep_large_blocks; {}\n"
                "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
                "before = faults()\n"
                "for _ in range(30): torch.ones(1 << 24)\n"
@@ -241,7 +241,7 @@ def test_memory_is_kept_for_the_next_step():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_ever_other_lengths_do_not_fill_memory():
     """By what oneDNN keeps for each: a convolution of 150 lengths, from the first to the last."""
-    program = ("import torch; from utils.runtime import keep_few_kernels; {}\n"
+    program = ("import torch; from utils.process import keep_few_kernels; {}\n"
                "conv, used = torch.nn.Conv2d(32, 32, 3), []\n"
                "for n in range(150):\n"
                "    conv(torch.zeros(1, 32, 50 + n, 40)).sum().backward()\n"

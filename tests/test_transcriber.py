@@ -7,11 +7,11 @@ import torch
 from conftest import SPEECH, tiny_network
 
 from models import Transcriber
-from models.transcriber import cut_at_spaces, join_windows, segments
-from utils.alignment import align_ctc
+from models.inference.transcriber import cut_at_spaces, join_windows, segments
 from utils.audio import AudioError, load_audio, read_windows
-from utils.decoding import Decoding
-from utils.text import CharTokenizer
+from utils.decoding.alignment import align_ctc
+from utils.decoding.options import Decoding
+from utils.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
 SPACE = TOKENIZER.encode(" ")[0]

@@ -23,14 +23,15 @@ from test_ngram import ARPA
 import inference
 import train
 import utils.audio
-import utils.packed
-from data import librispeech, manifest
+import utils.files.compressed
+from data import librispeech
 from data.index import DataError, build_index
+from data.readers import manifest
 from utils.audio import AudioError, load_audio, probe_seconds, read_windows, resample
-from utils.cli import UsageError
-from utils.lm_build import read_sentences
-from utils.ngram import LanguageModelError, NGram
-from utils.text import CharTokenizer
+from utils.cli.parser import UsageError
+from utils.lm.build import read_sentences
+from utils.lm.ngram import LanguageModelError, NGram
+from utils.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
 
@@ -317,7 +318,7 @@ def test_a_cache_of_durations_from_a_stranger(tmp_path, content):
 
 def test_a_packed_language_model_that_unpacks_to_too_much(tmp_path, monkeypatch):
     """A megabyte of zeros packs to a kilobyte; honest text packs 3 to 30 fold, or is small."""
-    monkeypatch.setattr(utils.packed, "FREE", 1 << 20)
+    monkeypatch.setattr(utils.files.compressed, "FREE", 1 << 20)
     path = tmp_path / "x.arpa.gz"
     path.write_bytes(gzip.compress(ARPA.encode() + bytes(8 << 20)))
     with pytest.raises(LanguageModelError, match=r"cannot be read \(unpacks to more than 1 MB") as error:
@@ -328,7 +329,7 @@ def test_a_packed_language_model_that_unpacks_to_too_much(tmp_path, monkeypatch)
 
 
 def test_a_packed_text_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils.packed, "FREE", 1 << 20)
+    monkeypatch.setattr(utils.files.compressed, "FREE", 1 << 20)
     path = tmp_path / "x.txt.gz"
     path.write_bytes(gzip.compress((b"see the sea " * 1000 + b"\n") * 700))
     with pytest.raises(UsageError, match=f"--text {path}: cannot be read as text .unpacks to more than"):

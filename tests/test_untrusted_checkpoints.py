@@ -19,9 +19,9 @@ import evaluate
 import inference
 import train
 from models import Recognizer, Transcriber
-from utils import checkpoint as checkpoint_module
-from utils import lm
-from utils.checkpoint import CheckpointError, average_checkpoints, export, read_checkpoint, read_resumable
+from utils.checkpoint import reading as checkpoint_module
+from utils.checkpoint.reading import CheckpointError, average_checkpoints, export, read_checkpoint, read_resumable
+from utils.lm import commands as lm
 
 VARIANT = "mingru"
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from utils.transcript import Candidate, Transcript, Word
-from utils.writers import CUE_SECONDS, LINE, WRITERS, cues, timestamp
+from utils.report.writers import CUE_SECONDS, LINE, WRITERS, cues, timestamp
+from utils.types import Candidate, Transcript, Word
 
 WORDS = [Word("hello", 0.5, 0.9, 0.99), Word("there", 1.0, 1.4, 0.5), Word("friend", 3661.0, 3661.5, 1.0)]
 HEARD = Transcript("a.wav", "hello there friend", 3662.0, WORDS, [Candidate("hello there friend", -1.5)])

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from utils.shown import shown
+from utils.errors import shown
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech

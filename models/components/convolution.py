@@ -1,0 +1,141 @@
+"""Masked convolutions: padding never reaches a valid frame.
+
+Images are (B, C, T, F), so that layer normalisation over features needs no transpose.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.components.masks import length_mask, mask_frames
+
+
+def conv_length(lengths, kernel: int, stride: int, padding: int):
+    """Output positions of a convolution over `lengths` (a tensor or an int) inputs."""
+    return (lengths + 2 * padding - kernel) // stride + 1
+
+
+def halve(lengths):
+    """Pairs of neighbours, a last odd one by itself: half of `lengths` (a tensor or an int), rounded up."""
+    return conv_length(lengths + 1, kernel=2, stride=2, padding=0)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """3x3 convolution, padding 1, to which frames beyond an utterance's length are zeros."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1):
+        super().__init__(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, C, T, F) with T `lengths` to (B, C', T', F')."""
+        mask = length_mask(lengths, x.shape[2])[:, None, :, None]  # (B, 1, T, 1)
+        return super().forward(x * mask.to(x.dtype))  # on a CPU several times as fast as filling by a mask
+
+    def output_length(self, lengths):
+        """Frames after this layer, for a tensor of frame counts or one int."""
+        return conv_length(lengths, self.kernel_size[0], self.stride[0], self.padding[0])
+
+
+class ConvStem(nn.Module):
+    """One or two stride-2 convolutions over time and frequency: time stride 2 or 4."""
+
+    def __init__(self, channels: int, time_stride: int):
+        super().__init__()
+        if time_stride not in (2, 4):
+            raise ValueError(f"time_stride {time_stride} must be 2 or 4")
+        inputs = (1, channels)[: time_stride // 2]
+        self.convs = nn.ModuleList(MaskedConv2d(count, channels, stride=2) for count in inputs)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) features to (B, C, T', F') and their (B,) lengths."""
+        x = features[:, None]
+        for i, conv in enumerate(self.convs):
+            x = conv(F.gelu(x) if i else x, lengths)
+            lengths = conv.output_length(lengths)
+        return x, lengths
+
+    def output_length(self, length):
+        """The same arithmetic along time or frequency, for a tensor or an int."""
+        for conv in self.convs:
+            length = conv.output_length(length)
+        return length
+
+
+class ResidualCNN(nn.Module):
+    """Pre-activation residual block (He et al. 2016): twice norm, GELU, dropout, convolution."""
+
+    def __init__(self, channels: int, features: int, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(features) for _ in range(2))
+        self.convs = nn.ModuleList(MaskedConv2d(channels, channels) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, C, T, F) to the same shape."""
+        residual = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = conv(self.dropout(F.gelu(norm(x))), lengths)
+        return x + residual
+
+
+class ResCNN(nn.Module):
+    """The convolutional front end of both models: a strided stem, then residual blocks."""
+
+    def __init__(self, channels: int, n_mels: int, blocks: int, *, time_stride: int, dropout: float):
+        super().__init__()
+        self.time_stride = time_stride
+        self.stem = ConvStem(channels, time_stride)
+        bins = self.stem.output_length(n_mels)
+        self.blocks = nn.ModuleList(ResidualCNN(channels, bins, dropout) for _ in range(blocks))
+        self.outputs = channels * bins
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) features to (B, T', outputs) and their (B,) lengths."""
+        x, lengths = self.stem(features, lengths)  # (B, C, T', F')
+        for block in self.blocks:
+            x = block(x, lengths)
+        return x.transpose(1, 2).flatten(2), lengths
+
+    def output_length(self, frames):
+        """Frames after the stem, for a tensor of counts or an int."""
+        return self.stem.output_length(frames)
+
+
+class VGG(nn.Module):
+    """Four 3x3 convolutions, time and frequency halved by pooling after every second (Hori et al. 2017)."""
+
+    def __init__(self, channels: int, n_mels: int):
+        super().__init__()
+        counts = (1, channels, channels, 2 * channels, 2 * channels)
+        self.convs = nn.ModuleList(MaskedConv2d(*pair) for pair in zip(counts, counts[1:], strict=False))
+        self.outputs = 2 * channels * self.output_length(n_mels)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F) features to (B, T', outputs) and their (B,) lengths."""
+        x = features[:, None]
+        for first, second in zip(self.convs[::2], self.convs[1::2], strict=True):
+            x = F.relu(second(F.relu(first(x, lengths)), lengths))
+            x = F.max_pool2d(mask_frames(x, lengths), 2, ceil_mode=True)  # nothing is below 0, so padding never wins
+            lengths = halve(lengths)
+        return x.transpose(1, 2).flatten(2), lengths
+
+    @staticmethod
+    def output_length(length):
+        """The same arithmetic along time or frequency, for a tensor or an int."""
+        return halve(halve(length))
+
+
+class LookaheadConv(nn.Module):
+    """Row convolution (Amodei et al. 2015, section 3.6): r_t = sum_{j=0..context} w_j * h_{t+j}.
+
+    It gives a unidirectional network `context` frames of the future, one filter a feature.
+    """
+
+    def __init__(self, features: int, context: int):
+        super().__init__()
+        self.context = context
+        self.conv = nn.Conv1d(features, features, context + 1, groups=features, bias=False)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H) to the same shape; frames beyond the utterance count as zeros."""
+        padded = F.pad(mask_frames(x, lengths).transpose(1, 2), (0, self.context))  # (B, H, T + context)
+        return self.conv(padded).transpose(1, 2)

@@ -1,0 +1,31 @@
+"""Padding masks: which frames of a padded batch are valid.
+
+Sequences are (B, T, features) with (B,) integer lengths; images are (B, C, T, F).
+"""
+
+import torch
+from torch import Tensor
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B,) lengths to (B, size) booleans, true where a position is valid."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def mask_frames(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros beyond each length, in (B, T, features) or in (B, C, T, F)."""
+    mask = length_mask(lengths, x.shape[-2])[..., None]  # (B, T, 1)
+    return x.masked_fill(~(mask[:, None] if x.dim() == 4 else mask), 0.0)
+
+
+def reverse_frames(x: Tensor, lengths: Tensor) -> Tensor:
+    """Each utterance's valid frames back to front, its padding where it was: (B, T, H) to the same.
+
+    It is its own inverse. A recurrent layer over the reversed frames starts at the utterance's
+    own last frame, which matches packed sequences and needs neither packing nor a
+    synchronisation with the host.
+    """
+    position = torch.arange(x.shape[1], device=x.device)
+    reverse = lengths[:, None] - 1 - position
+    index = torch.where(reverse >= 0, reverse, position)  # (B, T)
+    return x.gather(1, index[..., None].expand_as(x))

@@ -1,0 +1,74 @@
+"""The listener of Listen, Attend and Spell (Chan et al. 2015, section 3.1): a pyramidal BiLSTM."""
+
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.components.checkpointing import run
+from models.components.convolution import VGG, ResCNN, halve
+from models.components.masks import mask_frames
+from models.components.recurrent import Recurrence
+
+Frontend = Literal["none", "vgg", "rescnn"]
+
+
+class Listening(NamedTuple):
+    """Listener output of B utterances: what the speller attends to, and what CTC reads."""
+
+    frames: Tensor  # (B, T, H)
+    lengths: Tensor  # (B,) int64
+    ctc_frames: Tensor  # (B, T', H'), of the deepest layer that joins at most four feature frames
+    ctc_lengths: Tensor  # (B,) int64
+
+
+class PyramidalLayer(Recurrence):
+    """Joins neighbouring frames, which halves the time, then a BiLSTM: the paper's pBLSTM."""
+
+    def __init__(self, input_size: int, hidden_size: int, dropout: float):
+        super().__init__(2 * input_size, hidden_size, rnn_type="lstm")
+        self.norm = nn.LayerNorm(2 * input_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, input_size) to (B, ceil(T / 2), 2 * hidden_size); a last odd frame is joined with zeros."""
+        x = F.pad(mask_frames(x, lengths), (0, 0, 0, x.shape[1] % 2))
+        x, lengths = x.unflatten(1, (-1, 2)).flatten(2), halve(lengths)
+        return self.dropout(super().forward(self.norm(x), lengths)), lengths
+
+
+class Listener(nn.Module):
+    """[convolutions,] a BiLSTM, and `layers` pyramidal ones above it."""
+
+    def __init__(self, n_mels: int, size: int, layers: int, *, frontend: Frontend, conv_channels: int,
+                 cnn_layers: int, dropout: float):
+        super().__init__()
+        self.frontend = None
+        if frontend == "vgg":
+            self.frontend = VGG(conv_channels, n_mels)
+        elif frontend == "rescnn":
+            self.frontend = ResCNN(conv_channels, n_mels, cnn_layers, time_stride=4, dropout=dropout)
+        self.bottom = Recurrence(self.frontend.outputs if self.frontend else n_mels, size, rnn_type="lstm")
+        self.dropout = nn.Dropout(dropout)
+        self.pyramid = nn.ModuleList(PyramidalLayer(2 * size, size, dropout) for _ in range(layers))
+        self.outputs = 2 * size
+        self.ctc_layers = 0 if self.frontend else min(layers, 2)  # pyramidal layers below CTC, four frames in one
+        self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames a CTC frame
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Listening:
+        """(B, T, F) features and (B,) lengths."""
+        if self.frontend is not None:
+            features, lengths = run(self.frontend, features, lengths)
+        x = self.dropout(run(self.bottom, features, lengths))
+        ctc = x, lengths
+        for i, layer in enumerate(self.pyramid, start=1):
+            x, lengths = run(layer, x, lengths)
+            ctc = (x, lengths) if i == self.ctc_layers else ctc
+        return Listening(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
+
+    def output_length(self, frames: int) -> int:
+        """CTC frames of so many feature frames."""
+        frames = frames if self.frontend is None else self.frontend.output_length(frames)
+        for _ in range(self.ctc_layers):
+            frames = halve(frames)
+        return frames

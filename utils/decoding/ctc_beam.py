@@ -1,0 +1,151 @@
+"""Prefix beam search over CTC log-probabilities, with a word n-gram.
+
+Two programs do it, with the same algorithm and the same options: `ctc-beam-decoder` (C++) and
+pyctcdecode (Python), which the first reproduces. They are loaded when they are first asked for.
+"""
+
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from torch import Tensor
+
+from utils.lm.ngram import SPACE, LanguageModelError, check_words, load_kenlm, quiet_stderr, read_words, unpacked
+from utils.tokenizer import CharTokenizer
+
+INSTALL = "pip install -r requirements.txt installs it"
+END = "</s>"
+LOWEST = -34.0  # natural log; both programs raise lower values to ln 1e-15 = -34.5
+
+
+class CTCBeamSearch:
+    """N-best texts of CTC log-probabilities.
+
+    A text's score is ln P_CTC + alpha ln P_LM(text and its end) + beta for each word, and -10 alpha ln 10 for
+    each word that the n-gram does not list. The programs add that for the empty word too, to texts some
+    of whose paths end in a space, and to the empty text. So, with an n-gram, its end is spelled as one
+    more word, in two more frames; what the programs score after that is the same for all texts.
+
+    Args:
+        options: a `utils.decoding.options.Decoding`.
+        tokenizer: of the network; column i of its log-probabilities is token i.
+        workers: utterances at a time; as many as there are cores by default.
+
+    Raises LanguageModelError, and ImportError that names the missing package.
+    """
+
+    def __init__(self, options, tokenizer: CharTokenizer, workers: int | None = None):
+        self.options = options
+        labels = ["", *tokenizer.alphabet]  # the blank, then the characters: the tokenizer's own order
+        words = read_words(options.lm) if options.lm else None
+        if words is not None and SPACE in words:
+            raise LanguageModelError(options.lm, "over characters, and the search over CTC takes one over words")
+        self.space = labels.index(" ") if options.lm and " " in labels else None
+        labels += [END] if self.space else []
+        if words is not None:
+            words = [*check_words(options.lm, words, tokenizer), END]
+        backend = _Native if options.decoder_backend == "native" else _PyCTCDecode
+        self.backend = backend(options, labels, words, workers or os.cpu_count())
+        self.after_end = self._score_after_end(tokenizer.ctc_size) if self.space else 0.0
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
+        """(B, T, C) log-probabilities and (B,) lengths to (text, score) pairs of each utterance, best first."""
+        arrays = [one[:length].cpu().numpy() for one, length in zip(log_probs.float(), lengths.tolist(), strict=True)]
+        if self.options.skip_blanks < 1:
+            arrays = [without_sure_blanks(array, self.options.skip_blanks) for array in arrays]
+        if self.space:
+            arrays = [self._ended(array) for array in arrays]
+        return [[(" ".join(beam[0].removesuffix(END).split()), float(beam[-1]) - self.after_end)
+                 for beam in beams[: self.options.nbest]] or [("", 0.0)] for beams in self.backend.search(arrays)]
+
+    def _ended(self, array: np.ndarray, ends: int = 1) -> np.ndarray:
+        """(T, C) log-probabilities, and frames of a space and of the end: (T + 2 ends, C + 1)."""
+        frames, classes = array.shape
+        ended = np.full((frames + 2 * ends, classes + 1), -np.inf, dtype=np.float32)
+        ended[:frames, :classes] = array
+        ended[frames::2, self.space] = ended[frames + 1 :: 2, classes] = 0.0
+        return ended
+
+    def _score_after_end(self, classes: int) -> float:
+        """What all scores hold too much: by how much two ends exceed one."""
+        nothing = np.zeros((0, classes), dtype=np.float32)
+        (one, *_), (two, *_) = self.backend.search([self._ended(nothing), self._ended(nothing, ends=2)])
+        return float(two[-1]) - float(one[-1])
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self.backend.close()
+
+
+def without_sure_blanks(log_probs: np.ndarray, threshold: float) -> np.ndarray:
+    """Leaves out frames whose blank is likelier than `threshold`, but for the first of each run of them.
+
+    That one keeps a repeated symbol apart from itself, which is all that a sure blank does to a text. The blank is
+    column 0 of the (T, C) log-probabilities. What is left out lowers a score by next to nothing.
+    """
+    sure = log_probs[:, 0] > np.log(threshold)
+    return log_probs[~(sure & np.roll(sure, 1) & (np.arange(len(sure)) > 0))]
+
+
+class _Native:
+    """`ctc-beam-decoder`: threads, since the search holds no lock of Python."""
+
+    def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
+        try:
+            import ctc_beam_decoder
+        except ImportError:
+            raise ImportError(f"--decoder_backend native needs ctc-beam-decoder; {INSTALL}") from None
+        self.options = options
+        if options.lm:
+            with unpacked(options.lm) as path, quiet_stderr():  # KenLM's progress bar
+                try:
+                    self.decoder = ctc_beam_decoder.BeamSearchDecoder(
+                        labels, kenlm_model_path=path, unigrams=words, alpha=options.alpha, beta=options.beta)
+                except (ValueError, RuntimeError, OSError) as error:
+                    raise LanguageModelError(options.lm, " ".join(str(error).split())[:200]) from None
+        else:
+            self.decoder = ctc_beam_decoder.BeamSearchDecoder(labels)
+        self.threads = ThreadPoolExecutor(workers)
+
+    def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
+        return list(self.threads.map(self._one, arrays))
+
+    def _one(self, array: np.ndarray) -> list[tuple]:
+        options = self.options
+        if not len(array):  # which it refuses
+            return []
+        return self.decoder.decode_beams(
+            array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
+            token_min_logp=max(options.token_min, LOWEST), prune_history=options.nbest == 1,
+            hotwords=list(options.hotwords), hotword_weight=options.hotword_weight)
+
+    def close(self) -> None:
+        self.threads.shutdown()
+
+
+class _PyCTCDecode:
+    """pyctcdecode: processes, forked once."""
+
+    def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
+        try:
+            from pyctcdecode.alphabet import Alphabet
+            from pyctcdecode.decoder import BeamSearchDecoderCTC
+            from pyctcdecode.language_model import LanguageModel
+        except ImportError:
+            raise ImportError(f"--decoder_backend pyctcdecode needs pyctcdecode; {INSTALL}") from None
+        self.options = options
+        model = LanguageModel(load_kenlm(options.lm), words, options.alpha, options.beta) if options.lm else None
+        self.decoder = BeamSearchDecoderCTC(Alphabet(labels, False), model)
+        self.pool = multiprocessing.get_context("fork").Pool(workers)  # after the model, which it inherits
+
+    def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
+        options = self.options
+        return self.decoder.decode_beams_batch(
+            self.pool, arrays, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
+            token_min_logp=max(options.token_min, LOWEST), prune_history=options.nbest == 1,
+            hotwords=list(options.hotwords) or None, hotword_weight=options.hotword_weight)
+
+    def close(self) -> None:
+        self.pool.terminate()
+        self.decoder.cleanup()

@@ -1,0 +1,204 @@
+"""N-gram language models: build one from text, score text, download LibriSpeech's, tune their weights.
+
+    python -m utils.lm build --text corpus.txt.gz data/LibriSpeech/train-clean-100 --order 4 --output data/lm/mine.arpa
+    python -m utils.lm score --lm data/lm/mine.arpa --text data/LibriSpeech/dev-clean
+    python -m utils.lm download 3-gram.pruned.1e-7
+    python -m utils.lm tune --checkpoint X.ckpt --val_sets dev-clean --lm data/lm/mine.arpa --output decoding.yaml
+
+The exit status is 0, or 2 where a flag or a file is wrong.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from utils.cli.parser import OneLineParser, UsageError, fail, nonnegative_float, nonnegative_int, positive_int
+from utils.files.download import DownloadError, fetch
+from utils.lm.build import build, install, ngram_counts, read_sentences, summary
+from utils.lm.ngram import LanguageModelError, NGram, arpa_lines, opened
+from utils.lm.tune import tune
+from utils.tokenizer import ENGLISH, CharTokenizer
+
+URL = "https://www.openslr.org/resources/11"
+TEXT = "librispeech-lm-norm.txt"
+MD5 = {  # of the .gz files; OpenSLR states none, these are from sdrobert's LibriSpeech recipe for pydrobert
+    "3-gram.pruned.3e-7.arpa": "8f67ec741827742eee05799ab7605b50",
+    "3-gram.pruned.1e-7.arpa": "9a0f1325bcaf3a0f7b7be4be10823c2a",
+    "3-gram.arpa": "74cbb837e582378c26c602e1c8cbcb9c",
+    "4-gram.arpa": "6abdcd5b055bd482e4f9defe91d40408",
+    TEXT: "c83c64c726a1aedfe65f80aa311de402",
+}
+
+
+class Score(NamedTuple):
+    """How well an n-gram predicts a text; logarithms are to base 10."""
+
+    sentences: int
+    units: int  # words, or characters of an n-gram over characters
+    unknown: Counter  # units out of vocabulary
+    log_prob: float  # of all units and sentence ends
+    log_prob_known: float  # without the units out of vocabulary
+
+    @property
+    def perplexity(self) -> float:
+        """Over all units and sentence ends."""
+        return 10 ** (-self.log_prob / (self.units + self.sentences))
+
+    @property
+    def perplexity_known(self) -> float:
+        """Units out of vocabulary left out of sum and count, as SRILM reports it."""
+        return 10 ** (-self.log_prob_known / (self.units + self.sentences - self.unknown.total()))
+
+
+def score_text(ngram: NGram, sentences: Iterable[str]) -> Score:
+    """Of normalised sentences, each with its end."""
+    number = units = 0
+    unknown, total, known = Counter(), [], []
+    for sentence in sentences:
+        words = ngram.units(sentence)
+        scores = ngram.model.full_scores(" ".join(words), bos=True, eos=True)
+        for word, (log_prob, _, missing) in zip([*words, "</s>"], scores, strict=True):
+            total.append(log_prob)
+            unknown.update([word] * missing)
+            known.append(0.0 if missing else log_prob)
+        number, units = number + 1, units + len(words)
+    return Score(number, units, unknown, math.fsum(total), math.fsum(known))
+
+
+def score(args: argparse.Namespace) -> None:
+    """Prints perplexities and words out of vocabulary. Raises UsageError and LanguageModelError."""
+    ngram = NGram(args.lm, CharTokenizer(alphabet=args.alphabet))
+    found = score_text(ngram, read_sentences(args.text))
+    if not found.sentences:
+        raise UsageError(f"--text {' '.join(args.text)}: not one sentence in it")
+    unit, missing = "characters" if ngram.over_characters else "words", found.unknown.total()
+    print(f"{found.sentences:,} sentences, {found.units:,} {unit}, {missing:,} out of vocabulary "
+          f"({missing / found.units:.2%})")
+    print(f"perplexity {found.perplexity:.2f}, {found.perplexity_known:.2f} without {unit} out of vocabulary")
+    if missing:
+        often = ", ".join(f"{word} ({count})" for word, count in found.unknown.most_common(args.top))
+        print(f"most often out of vocabulary: {often}")
+
+
+def download(args: argparse.Namespace) -> None:
+    """One of LibriSpeech's language models, checked, plain and in lower case; or the text that they were made of.
+
+    The archive stays beside it. Raises DownloadError and LanguageModelError.
+    """
+    name = args.name if args.name == TEXT else f"{args.name}.arpa"
+    archive = fetch(f"{args.url}/{name}.gz", args.output_dir / f"{name}.gz", MD5[name])
+    if name == TEXT:
+        print(f"{archive}: {archive.stat().st_size / 1e6:,.1f} MB; build reads it as it is")
+        return
+    target = args.output_dir / (name if args.case == "lower" else f"{args.name}.upper.arpa")
+    if target.exists():
+        print(f"{target}: is there already")
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        plain = Path(folder, "model.arpa")
+        unpack(archive, plain, lower=args.case == "lower")
+        counts = ngram_counts(plain)
+        install(plain, target)
+    print(f"{target}: {summary(counts, target)}")
+
+
+def unpack(archive: Path, target: Path, *, lower: bool) -> None:
+    """A packed ARPA file to a plain one, line by line. Raises LanguageModelError where it is not whole."""
+    bar = {"desc": f"unpacking {archive.name}", "unit": " n-grams", "unit_scale": True, "disable": None}
+    with opened(archive) as source, open(target, "wb") as file:
+        for _, line in tqdm(arpa_lines(archive, source), **bar):
+            if lower:
+                line = line.lower() if line.isascii() else line.decode().lower().encode()
+            file.write(line)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line. Raises UsageError."""
+    parser = OneLineParser(prog="lm.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(title="commands", metavar="build|score|download|tune", required=True)
+    for add in (_add_build, _add_score, _add_download, _add_tune):
+        add(commands)
+    args = parser.parse_args(argv)
+    args.command_line = f"python -m utils.lm {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    return args
+
+
+def _add_build(commands) -> None:
+    parser = commands.add_parser("build", help="an n-gram from text", description="Estimates an n-gram from text.")
+    _add_text(parser)
+    parser.add_argument("--order", type=int, default=4, help="of the n-gram, 2 to 6")
+    parser.add_argument("--unit", choices=["word", "char"], default="word", help="what it predicts")
+    parser.add_argument("--prune", type=nonnegative_float, default=0.0, metavar="THRESHOLD",
+                        help="drop n-grams that change the perplexity by less than this share, e.g. 1e-8")
+    parser.add_argument("--output", type=Path, required=True, help="NAME.arpa or NAME.arpa.gz")
+    parser.set_defaults(run=build)
+
+
+def _add_score(commands) -> None:
+    parser = commands.add_parser("score", help="perplexity of a text", description="Perplexity of a text.")
+    parser.add_argument("--lm", required=True, help="ARPA or KenLM binary file")
+    _add_text(parser)
+    parser.add_argument("--top", type=positive_int, default=10, help="words out of vocabulary that are named")
+    parser.set_defaults(run=score)
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", nargs="+", required=True,
+                        help="plain text, *.trans.txt, manifests (*.jsonl), .gz of them, or folders of *.trans.txt")
+    parser.add_argument("--alphabet", type=_alphabet, default=ENGLISH, help="of the network")
+
+
+def _alphabet(text: str) -> str:
+    try:
+        return CharTokenizer(alphabet=text).alphabet
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from None
+
+
+def _add_download(commands) -> None:
+    parser = commands.add_parser("download", help="LibriSpeech's own n-grams", description="LibriSpeech's own n-grams.")
+    parser.add_argument("name", choices=[name.removesuffix(".arpa") for name in MD5], help="a model, or their text")
+    parser.add_argument("--output_dir", type=Path, default=Path("data/lm"), help="where it is put")
+    parser.add_argument("--case", choices=["lower", "upper"], default="lower", help="of its words; they come in upper")
+    parser.add_argument("--url", default=URL, help="a mirror's folder")
+    parser.set_defaults(run=download)
+
+
+def _add_tune(commands) -> None:
+    parser = commands.add_parser("tune", help="weights of an n-gram on dev sets",
+                                 description="Searches the weights of an n-gram that give the lowest dev WER.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="a CTC model that train.py wrote")
+    source.add_argument("--emissions", type=Path, help="its log-probabilities, of evaluate.py --save_emissions")
+    parser.add_argument("--val_sets", nargs="+", default=["dev-clean"], help="splits, with --checkpoint")
+    parser.add_argument("--data_root", default="data", help="where they are")
+    parser.add_argument("--lm", required=True, help="ARPA or KenLM binary file, over words")
+    parser.add_argument("--output", type=Path, required=True, help="NAME.yaml; NAME.png shows the error rates")
+    parser.add_argument("--alphas", nargs="+", type=nonnegative_float, default=[0.0, 0.5, 1.0, 1.5, 2.0],
+                        help="weights of the n-gram tried first")
+    parser.add_argument("--betas", nargs="+", type=float, default=[0.0, 1.0, 2.0, 3.0],
+                        help="bonuses for a word tried first")
+    parser.add_argument("--rounds", type=nonnegative_int, default=2, help="times the grid is halved around the best")
+    parser.add_argument("--beam_size", type=positive_int, default=32, help="hypotheses that beam search keeps")
+    parser.add_argument("--decoder_backend", choices=["native", "pyctcdecode"], default="native",
+                        help="C++ search, or the Python one that it reproduces")
+    parser.set_defaults(run=tune)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Leaves with the exit status that the module states."""
+    try:
+        args = parse_arguments(argv)
+        args.run(args)
+    except (UsageError, LanguageModelError, DownloadError, ImportError) as error:
+        fail("lm.py", error)
+    except OSError as error:
+        fail("lm.py", f"{error.filename or 'output'}: {error.strerror or error}")

@@ -1,0 +1,284 @@
+"""N-gram language models (KenLM): load, check, score, and predict the next character in a beam search."""
+
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.decoding.beam_search import Step
+from utils.files.compressed import BoundedReader
+from utils.tokenizer import CharTokenizer
+
+SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
+SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
+LN10 = math.log(10)  # KenLM's logarithms are to base 10
+ORDERS = range(2, 7)  # that KenLM reads, as its Python module and the CTC decoder are built
+PACKED_TIMES = 100  # that an n-gram may unpack to more than its packed size; text packs 3 to 30 fold
+COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})")  # a line of an ARPA file's header
+BINARY = b"mmap lm http://kheafield.com/code"  # how a KenLM binary file begins
+MISSING = "kenlm is not installed: pip install kenlm (it needs a C++ compiler)"
+
+
+class LanguageModelError(ValueError):
+    """A language model that cannot be used; the message is one line and begins with its path."""
+
+    def __init__(self, path, reason: str):
+        super().__init__(f"{path}: {reason}")
+
+
+class NGram:
+    """A KenLM n-gram over words, or over characters where it knows the word `<space>`.
+
+    Args:
+        path: ARPA or KenLM binary file, either may be packed by gzip.
+        tokenizer: of the network that it will help; its words must be spelled by that alphabet.
+
+    Raises LanguageModelError.
+    """
+
+    def __init__(self, path, tokenizer: CharTokenizer):
+        self.path, self.tokenizer = Path(path), tokenizer
+        self.words = read_words(self.path)  # None where nothing lists them; also KenLM may crash where this refuses
+        self.model = load_kenlm(self.path)
+        self.order = self.model.order
+        self.over_characters = SPACE in self.model
+        if self.words is not None:
+            self.words = check_words(self.path, self.words, tokenizer)
+
+    def units(self, text: str) -> list[str]:
+        """What the n-gram predicts one by one: words, or characters with `<space>`."""
+        return [SPACE if char == " " else char for char in text] if self.over_characters else text.split()
+
+    def log_prob(self, text: str) -> float:
+        """Natural log P(text and its end)."""
+        return LN10 * self.model.score(" ".join(self.units(text)), bos=True, eos=True)
+
+    def step(self, rows: int) -> tuple[Step, list["_Place"]]:
+        """The n-gram as a step function of `beam_search` over `rows` hypotheses, and its first state.
+
+        An n-gram over words says nothing inside a word, and log P(word) where a space or the end closes it.
+        """
+        import kenlm
+
+        begin = kenlm.State()
+        self.model.BeginSentenceWrite(begin)
+        score = self._next_character if self.over_characters else self._next_boundary
+
+        def step(tokens: Tensor, state: list[_Place]) -> tuple[Tensor, list[_Place]]:
+            after = [self._advance(place, token) for place, token in zip(state, tokens.tolist(), strict=True)]
+            scores = torch.zeros(len(after), self.tokenizer.size, dtype=torch.float64)
+            for row, place in zip(scores, after, strict=True):
+                score(row, place)
+            return scores.to(tokens.device), after
+
+        return step, [_Place(begin, "")] * rows
+
+    def _advance(self, place: "_Place", token: int) -> "_Place":
+        char = self.tokenizer.decode([token])
+        if self.over_characters:
+            return self._after(place, SPACE if char == " " else char)[0] if char else place
+        if char == " ":
+            return self._after(place, place.word)[0] if place.word else place
+        return place._replace(word=place.word + char)
+
+    def _after(self, place: "_Place", unit: str) -> tuple["_Place", float]:
+        """The place after one more unit, and natural log P(unit)."""
+        import kenlm
+
+        state = kenlm.State()
+        return _Place(state, ""), LN10 * self.model.BaseScore(place.state, unit, state)
+
+    def _next_character(self, row: Tensor, place: "_Place") -> None:
+        for token, char in enumerate(self.tokenizer.alphabet, start=1):
+            row[token] = self._after(place, SPACE if char == " " else char)[1]
+        row[self.tokenizer.eos] = self._after(place, "</s>")[1]
+
+    def _next_boundary(self, row: Tensor, place: "_Place") -> None:
+        closed, score = self._after(place, place.word) if place.word else (place, 0.0)
+        if " " in self.tokenizer.alphabet:
+            row[self.tokenizer.encode(" ")[0]] = score
+        row[self.tokenizer.eos] = score + self._after(closed, "</s>")[1]
+
+
+class _Place(NamedTuple):
+    """Where a hypothesis stands: KenLM's state, and the word under way (of an n-gram over words)."""
+
+    state: object
+    word: str
+
+
+def load_kenlm(path):
+    """The `kenlm.Model` of a file. Raises LanguageModelError."""
+    try:
+        import kenlm
+    except ImportError:
+        raise LanguageModelError(path, MISSING) from None
+    config = kenlm.Config()
+    config.show_progress = False
+    config.arpa_complain = kenlm.ARPALoadComplain.NONE
+    with unpacked(path) as plain:
+        try:
+            return kenlm.Model(plain, config)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LanguageModelError(path, f"not a whole ARPA or KenLM file ({reason})") from None
+
+
+@contextmanager
+def opened(path) -> Iterator[BoundedReader]:
+    """The bytes of a file, unpacked where it is packed by gzip. Raises LanguageModelError, also while it is read."""
+    path = Path(path)
+    if not path.is_file():
+        raise LanguageModelError(path, "no such language model")
+    try:
+        with BoundedReader(path, times=PACKED_TIMES) as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise LanguageModelError(path, f"cannot be read ({error})") from None
+
+
+@contextmanager
+def unpacked(path) -> Iterator[str]:
+    """The path of a plain file: a packed one is unpacked into a temporary one.
+
+    Raises LanguageModelError, also where an ARPA file's header states more n-grams than there can be in so
+    few bytes: KenLM takes the memory for them before it looks.
+    """
+    with tempfile.NamedTemporaryFile(suffix=Path(path).with_suffix("").suffix) as plain:
+        with opened(path) as file:
+            if packed := file.packed:
+                shutil.copyfileobj(file, plain, 1 << 20)
+                plain.flush()
+        name = plain.name if packed else str(path)
+        _check_counts(path, name)
+        yield name
+
+
+def _check_counts(path, plain: str) -> None:
+    with open(plain, "rb") as file:
+        if file.read(len(BINARY)) == BINARY:
+            return
+        file.seek(0)
+        header = takewhile(lambda line: line.strip() != b"\\1-grams:", file)
+        counts = [int(match[2]) for line in header if (match := COUNT.fullmatch(line.strip()))]
+    least = sum(count * (2 * order + 2) for order, count in enumerate(counts, start=1))  # bytes: `0\ta b\n`
+    if least > os.path.getsize(plain):
+        raise LanguageModelError(path, f"damaged: its header says {max(counts):,} n-grams, too many for its size")
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Drops what is written to standard error, by C++ too: KenLM draws a bar each time that it loads a file."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing, redirect_stderr(nothing):
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def arpa_lines(path, lines: Iterable[bytes]) -> Generator[tuple[int, bytes], None, None]:
+    """The lines of an ARPA file, each with the order of its n-grams (0 in the header).
+
+    Raises LanguageModelError, when it comes there, where the file is cut off, or its header is wrong: a
+    negative count makes KenLM crash.
+    """
+    lines = iter(lines)
+    counts = yield from _arpa_header(path, lines)
+    for order, count in enumerate(counts, start=1):
+        found, mark = 0, b""
+        for line in lines:
+            if line.startswith(b"\\"):
+                mark = line
+                break
+            found += not line.isspace()
+            yield order, line
+        if not mark:
+            raise LanguageModelError(path, f"cut off: it ends within its {order}-grams")
+        if found != count or mark.strip() != (b"\\%d-grams:" % (order + 1) if order < len(counts) else b"\\end\\"):
+            raise LanguageModelError(path, f"damaged: {found:,} {order}-grams, its header says {count:,}")
+        yield order + 1, mark
+    for line in lines:  # also has a packed file's checksum read, which comes last
+        if not line.isspace():
+            raise LanguageModelError(path, f"damaged: {line[:40].decode('utf-8', 'replace')!r} after its end")
+        yield len(counts) + 1, line
+
+
+def _arpa_header(path, lines: Iterator[bytes]) -> Generator[tuple[int, bytes], None, list[int]]:
+    counts, begun = [], False
+    for line in lines:
+        text = line.strip()
+        if text and not begun:
+            if text != b"\\data\\":
+                raise LanguageModelError(path, "neither an ARPA file nor a KenLM binary")
+            begun = True
+        elif match := COUNT.fullmatch(text):
+            counts.append(int(match[2]))
+        elif text == b"\\1-grams:" and len(counts) in ORDERS:
+            yield 1, line
+            return counts
+        elif text:
+            raise LanguageModelError(path, f"its header is wrong at {text[:40].decode('utf-8', 'replace')!r}, or its "
+                                           f"order is not {ORDERS.start} to {ORDERS.stop - 1}")
+        yield 0, line
+    raise LanguageModelError(path, "cut off: it ends within its header")
+
+
+def read_words(path) -> list[str] | None:
+    """The words of an n-gram: the unigrams of an ARPA file, or the lines of `NAME.words` beside a binary one.
+
+    None where a binary file has no such list. Raises LanguageModelError.
+    """
+    words = []
+    with opened(path) as file:
+        if file.read(len(BINARY)) == BINARY:
+            return _listed_words(Path(path).with_suffix(".words"))
+        file.seek(0)
+        for order, line in arpa_lines(path, file):
+            if order > 1:
+                break
+            if order == 1 and len(fields := line.split()) >= 2:
+                words.append(fields[1].decode("utf-8", "replace"))
+    return words
+
+
+def _listed_words(beside: Path) -> list[str] | None:
+    if not beside.is_file():
+        return None
+    try:
+        return beside.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LanguageModelError(beside, f"cannot be read ({error})") from None
+
+
+def check_words(path, words: list[str], tokenizer: CharTokenizer) -> list[str]:
+    """The words that the alphabet can spell, without sentence symbols; says how many it cannot.
+
+    Raises LanguageModelError where most cannot be spelled, and says so if their case is the reason.
+    """
+    words = [word for word in words if word not in (SPACE, *SYMBOLS)]
+    spelled = [word for word in words if not tokenizer.unknown(word)]
+    missing = len(words) - len(spelled)
+    if not words:
+        raise LanguageModelError(path, "has no words")
+    if missing * 2 > len(words):
+        other_case = sum(not tokenizer.unknown(word.swapcase()) for word in words)
+        advice = f"; {other_case:,} can in the other case" if other_case > len(spelled) else ""
+        raise LanguageModelError(path, f"the network's alphabet cannot spell {missing:,} of its {len(words):,} words"
+                                       f"{advice}")
+    if missing:
+        print(f"{path}: {missing:,} of {len(words):,} words are outside the network's alphabet", file=sys.stderr)
+    return spelled

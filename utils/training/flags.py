@@ -1,0 +1,94 @@
+"""The flags of `train.py` that are not a network's own."""
+
+import os
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction
+
+from utils.cli.parser import (
+    count_or_share,
+    nonnegative_float,
+    nonnegative_int,
+    positive_float,
+    positive_int,
+    share,
+    steps_or_minutes,
+)
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
+              "transformer-engine-float16", "32", "16", "bf16", "64")
+LOGGERS = ("comet", "tensorboard", "csv", "none")
+
+
+def add_run_flags(parser: ArgumentParser, *, librispeech_url: str) -> None:
+    """Every flag of a run: machine, data, training, and what is kept of it."""
+    _add_machine_flags(parser.add_argument_group("machine"))
+    _add_data_flags(parser.add_argument_group("data"), librispeech_url)
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_output_flags(parser.add_argument_group("run"))
+
+
+def _add_machine_flags(group) -> None:
+    group.add_argument("-g", "--gpus", type=nonnegative_int, default=1, help="GPUs a node; 0 for the CPU")
+    group.add_argument("--nodes", type=positive_int, default=1, help="machines")
+    group.add_argument("--cpu_processes", type=positive_int, default=1, help="processes where there is no GPU")
+    group.add_argument("-w", "--num_workers", type=nonnegative_int, default=min(4, os.cpu_count() or 1),
+                       help="processes that read audio")
+    group.add_argument("-db", "--dist_backend", "--strategy",
+                       help="Lightning strategy: ddp for several devices, else auto")
+    group.add_argument("--precision", choices=PRECISIONS,
+                       help="bf16-mixed where the GPU has it, else 16-mixed; 32-true on a CPU")
+    group.add_argument("--compile", action=BooleanOptionalAction, default=False,
+                       help="compile the convolutions and the recurrent layers by torch.compile")
+    group.add_argument("--gradient_checkpointing", action=BooleanOptionalAction, default=False,
+                       help="compute layers again in the backward pass in place of keeping their activations")
+    group.add_argument("--deterministic", action=BooleanOptionalAction, default=False,
+                       help="algorithms that give the same bits in every run, also on a GPU, where they are slower")
+
+
+def _add_data_flags(group, librispeech_url: str) -> None:
+    group.add_argument("--data_root", default="data", help="folder of the corpora")
+    group.add_argument("--train_sets", nargs="+", default=["train-clean-100"], help="subsets, folders or manifests")
+    group.add_argument("--val_sets", nargs="+", default=["dev-clean", "dev-other"], help="choose checkpoints")
+    group.add_argument("--test_sets", nargs="*", default=["test-clean", "test-other"], help="reported at the end")
+    group.add_argument("--batch_size", type=positive_int, default=32, help="utterances a batch and process")
+    group.add_argument("--batch_seconds", type=positive_float,
+                       help="seconds of padded audio a batch and process; wins over --batch_size")
+    group.add_argument("--speed_perturb", type=positive_float, nargs="*", default=[],
+                       help="speeds to draw from in training, e.g. 0.9 1.0 1.1")
+    group.add_argument("--skip_bad_audio", action=BooleanOptionalAction, default=False,
+                       help="count files that cannot be read in place of stopping")
+    group.add_argument("--cache_dir", default=".cache/index", help="durations of audio files")
+    group.add_argument("--librispeech_url", default=librispeech_url, help="where LibriSpeech's archives are")
+
+
+def _add_training_flags(group) -> None:
+    group.add_argument("--epochs", type=positive_int, default=50, help="passes over the training sets")
+    group.add_argument("-lr", "--learning_rate", type=positive_float, default=5e-4, help="peak of the schedule")
+    group.add_argument("--warmup_steps", type=nonnegative_int, default=1000, help="linear warm-up, then a cosine")
+    group.add_argument("--weight_decay", type=nonnegative_float, default=1e-2, help="of AdamW")
+    group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0, help="gradient norm; 0 for none")
+    group.add_argument("--accumulate", type=positive_int, default=1, help="batches an optimiser step")
+    group.add_argument("--ema_decay", type=share, default=0.0,
+                       help="moving average of the weights, for evaluation and checkpoints; 0 for none")
+    group.add_argument("--average_last", type=nonnegative_int, default=0, metavar="N",
+                       help="at the end, the mean of the last N epochs' weights becomes best.ckpt if its dev WER is")
+    group.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
+    group.add_argument("--limit_train_batches", type=count_or_share, default=1.0, help="count, or share with a point")
+    group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on so few")
+    group.add_argument("--early_stop_patience", type=nonnegative_int, default=0,
+                       help="epochs without a better dev WER; 0 for never")
+
+
+def _add_output_flags(group) -> None:
+    group.add_argument("--output_dir", help="checkpoints and results; runs/CONFIG or runs/MODEL by default")
+    group.add_argument("--checkpoint_path", help="checkpoint to resume, or auto for the newest of this run")
+    group.add_argument("--checkpoint_every", type=steps_or_minutes, metavar="N|Nm",
+                       help="optimiser steps, or minutes with an m, between checkpoints within an epoch")
+    group.add_argument("--logger", choices=LOGGERS, default="comet", help="experiment logger")
+    group.add_argument("--log_every", type=positive_int, default=20, help="steps between logged training metrics")
+    group.add_argument("--fast_dev_run", action=BooleanOptionalAction, default=False,
+                       help="one batch of everything, nothing kept")
+    group.add_argument("--print_model", action=BooleanOptionalAction, default=False,
+                       help="show the network and its parameter count, then stop")
+    group.add_argument("--progress_bar", action=BooleanOptionalAction, default=sys.stderr.isatty(),
+                       help="loss, WER and throughput as they come")
