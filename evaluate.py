@@ -40,8 +40,8 @@ from utils.cli.parser import (
     positive_float,
     positive_int,
 )
-from utils.decoding.options import Decoder, Decoding
-from utils.files.atomic import write_whole
+from utils.decoding.options import Decoder, DecodingOptions
+from utils.files.atomic import atomic_write
 from utils.lm.ngram import LanguageModelError
 from utils.process import git_revision
 from utils.report.html import build_page, exhibit
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="evaluate.py", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoints that train.py wrote")
     parser.add_argument("--average", type=positive_int, default=1,
-                        help="mean of the weights of so many checkpoints, the best by dev WER of each one's folder")
+                        help="mean of the weights of so many checkpoints, the best by val WER of each one's folder")
     parser.add_argument("--compare_greedy", action=argparse.BooleanOptionalAction, default=False,
                         help="greedy decoding too, to compare --decoder beam with")
     parser.add_argument("--report", type=Path, help="folder for the report: page, hypotheses, alignments, sclite files")
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
     parser.add_argument("--config", help="YAML file of flags; the command line wins")
     _add_data_flags(parser.add_argument_group("data"))
-    add_constructor_flags(parser, Decoding, title="decoding", aliases={"beam_size": "beam_width"})
+    add_constructor_flags(parser, DecodingOptions, title="decoding", aliases={"beam_size": "beam_width"})
     return parser
 
 
@@ -111,10 +111,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def decodings(args: argparse.Namespace) -> dict[str, Decoding]:
+def decodings(args: argparse.Namespace) -> dict[str, DecodingOptions]:
     """The ways of decoding, by a name for each. Raises UsageError."""
     try:
-        options = Decoding.of(args)
+        options = DecodingOptions.of(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if options.decoder == "greedy":
@@ -189,7 +189,7 @@ def warm_up(system: System, args: argparse.Namespace) -> None:
     silence = torch.zeros(1, SAMPLE_RATE, device=args.device)
     encoding = system.network.encode(silence, torch.tensor([SAMPLE_RATE], device=args.device))
     system.network.search(encoding, system.decoder)
-    if args.save_emissions and system.network.spells:
+    if args.save_emissions and system.network.autoregressive:
         raise UsageError(f"--save_emissions: {args.checkpoint[0]} is an attention model; its texts come from no CTC")
 
 
@@ -266,7 +266,7 @@ def save_emissions(path: Path, network: Recognizer, emissions: list[dict]) -> No
     content = io.BytesIO()
     torch.save({"alphabet": network.tokenizer.alphabet, "seconds_per_frame": network.ctc_frame_samples / SAMPLE_RATE,
                 "utterances": emissions}, content)
-    write_whole(path, content.getbuffer())
+    atomic_write(path, content.getbuffer())
     print(f"emissions: {path}")
 
 

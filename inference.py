@@ -35,8 +35,8 @@ from utils.cli.parser import (
     positive_float,
     positive_int,
 )
-from utils.decoding.options import Decoding
-from utils.files.atomic import write_whole
+from utils.decoding.options import DecodingOptions
+from utils.files.atomic import atomic_write
 from utils.lm.ngram import LanguageModelError
 from utils.report.writers import WRITERS, Writer
 from utils.types import Transcript
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
     parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
     parser.add_argument("--config", help="YAML file of flags, such as `python -m utils.lm tune` writes")
-    add_constructor_flags(parser, Decoding, title="decoding", aliases={"beam_size": "beam_width"})
+    add_constructor_flags(parser, DecodingOptions, title="decoding", aliases={"beam_size": "beam_width"})
     return parser
 
 
@@ -73,10 +73,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def decoding(args: argparse.Namespace) -> Decoding:
+def decoding(args: argparse.Namespace) -> DecodingOptions:
     """The decoding flags. Raises UsageError."""
     try:
-        return Decoding.of(args)
+        return DecodingOptions.of(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -117,7 +117,7 @@ def write(transcripts: Iterator[Transcript], paths: list[str], args: argparse.Na
         args.output_dir.mkdir(parents=True, exist_ok=True)
         for transcript in transcripts:
             for target, writer in zip(targets[transcript.audio], writers, strict=True):
-                write_whole(target, f"{writer.header}{writer.format(transcript)}\n")
+                atomic_write(target, f"{writer.header}{writer.format(transcript)}\n")
         return
     writer, several = writers[0], len(paths) > 1
     if several and writer.extension in ("srt", "vtt"):

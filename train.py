@@ -30,7 +30,7 @@ from utils.cli.parser import (
     fail,
     read_yaml,
 )
-from utils.files.atomic import held, write_whole
+from utils.files.atomic import atomic_write, exclusive_lock
 from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
 from utils.training.flags import add_run_flags
 
@@ -76,8 +76,8 @@ def build_network(args: argparse.Namespace) -> Recognizer:
         network = Recognizer.build(args.model, **options)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
-    if args.gradient_checkpointing and options.get("norm") == "batch":
-        raise UsageError("--gradient_checkpointing would count every batch twice in the statistics of --norm batch")
+    if args.gradient_checkpointing and options.get("rnn_norm") == "batch":
+        raise UsageError("--gradient_checkpointing would count every batch twice in the statistics of --rnn_norm batch")
     if args.compile:
         keep_scan_uncompiled()
     for layer in network.large_layers:
@@ -133,7 +133,7 @@ def write_config(args: argparse.Namespace, logger) -> None:
         logger.log_hyperparams({**values, "git_revision": git_revision()})
     if not args.fast_dev_run:
         content = f"# code {git_revision()}\n" + yaml.safe_dump(values, sort_keys=True)
-        write_whole(Path(args.output_dir, "config.yaml"), content)
+        atomic_write(Path(args.output_dir, "config.yaml"), content)
 
 
 def report(args: argparse.Namespace, results: dict, checkpoint: str) -> None:
@@ -146,7 +146,7 @@ def report(args: argparse.Namespace, results: dict, checkpoint: str) -> None:
         print(f"{split:24}{100 * row['wer']:8.2f}{100 * row['cer']:8.2f}{row['errors']:9,}{row['words']:9,}"
               f"{row['utterances']:12,}")
     print(f"checkpoint: {checkpoint}", flush=True)
-    write_whole(Path(args.output_dir, "results.json"), json.dumps(rows, indent=2) + "\n")
+    atomic_write(Path(args.output_dir, "results.json"), json.dumps(rows, indent=2) + "\n")
 
 
 @contextmanager
@@ -161,14 +161,14 @@ def output_folder(args: argparse.Namespace):
         raise UsageError(f"{folder} holds the checkpoints of an earlier run: go on with it by "
                          "--checkpoint_path auto, or choose another --output_dir, or delete it")
     try:
-        with held(folder):
+        with exclusive_lock(folder):
             yield
     except BlockingIOError:
         raise UsageError(f"{folder} is in use by another run: choose another --output_dir") from None
 
 
 def train(args: argparse.Namespace):
-    """A whole run: fit, then test the checkpoint with the best dev WER.
+    """A whole run: fit, then test the checkpoint with the best val WER.
 
     Returns the trainer and the test sets' ErrorCounts by name (empty where nothing was tested).
     """
@@ -250,7 +250,7 @@ def test(args: argparse.Namespace, trainer, module, data) -> dict:
 
 
 def average_last(trainer, module, data) -> str | None:
-    """Writes `averaged.ckpt`, the mean of the last epochs' weights; it becomes best.ckpt if its dev WER is lower.
+    """Writes `averaged.ckpt`, the mean of the last epochs' weights; it becomes best.ckpt if its val WER is lower.
 
     Returns its path then, else None. Raises UsageError where no epoch was kept for it.
     """
@@ -265,10 +265,10 @@ def average_last(trainer, module, data) -> str | None:
         write_averaged(latest.paths, path)
     trainer.strategy.barrier("averaged.ckpt")
     trainer.validate(module, datamodule=data, ckpt_path=str(path), weights_only=True, verbose=False)
-    wer = float(trainer.callback_metrics["dev/wer"])
+    wer = float(trainer.callback_metrics["val/wer"])
     chosen = wer < float(best.best_model_score)
     if trainer.is_global_zero:
-        print(f"mean of the last {len(latest.paths)} epochs: dev WER {100 * wer:.2f} %, "
+        print(f"mean of the last {len(latest.paths)} epochs: val WER {100 * wer:.2f} %, "
               f"{'now' if chosen else 'not'} the best ({100 * float(best.best_model_score):.2f} %)", flush=True)
         if chosen:
             link_best(path)

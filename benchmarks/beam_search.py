@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.material import CORPUS
 from benchmarks.measure import benchmark_parser, medians, prepare, show
-from utils.decoding.options import Decoder, Decoding
+from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm import build as lm_build
 from utils.metrics import count_errors
 from utils.tokenizer import CharTokenizer, normalize
@@ -68,7 +68,7 @@ def compare(content: dict, lm: str | None, args) -> list[dict]:
              for workers in sorted({1, os.cpu_count()}) for backend in ("pyctcdecode", "native")]
     texts, cases, decoders = {kind: [] for kind in kinds}, {}, []
     for kind in kinds:
-        options = Decoding(decoder="beam", beam_size=args.beam_size, lm=lm, alpha=args.alpha, beta=args.beta,
+        options = DecodingOptions(decoder="beam", beam_size=args.beam_size, lm=lm, alpha=args.alpha, beta=args.beta,
                            decoder_backend=kind[0], skip_blanks=kind[2])
         decoders.append(Decoder(options, tokenizer, workers=kind[1]))
         cases[kind] = case_of(decoders[-1], emissions, texts[kind])

@@ -20,7 +20,7 @@ from benchmarks.material import CORPUS, write_joined
 from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, show
 from data.dataset import SpeechDataset, SpeechLoader
 from data.index import Utterance
-from data.sampler import DurationBatchSampler, Layout
+from data.sampler import BatchConfig, DurationBatchSampler
 from models.components.features import FLOOR, LogMel
 from utils.process import keep_large_blocks
 from utils.tokenizer import CharTokenizer
@@ -31,7 +31,7 @@ def loader(paths: list[Path], seconds: list[float], *, batch_size: int) -> Speec
     tokenizer = CharTokenizer()
     utterances = [Utterance(path.stem, str(path), "a", tokenizer.encode("a"), duration, "")
                   for path, duration in zip(paths, seconds, strict=True)]
-    sampler = DurationBatchSampler(seconds, Layout(batch_size), shuffle=True)
+    sampler = DurationBatchSampler(seconds, BatchConfig(batch_size), shuffle=True)
     return SpeechLoader(SpeechDataset(utterances, tokenizer), batch_sampler=sampler, num_workers=0)
 
 

@@ -55,7 +55,7 @@ class PlainSpeller(nn.Module):
             for i, cell in enumerate(self.cells):
                 states[i] = cell(x, states[i])
                 x = states[i][0]
-            context, weights = self.attention(x, self.attention.remember(frames, lengths), weights)
+            context, weights = self.attention(x, self.attention.precompute(frames, lengths), weights)
             scores = self.output(self.hidden(torch.cat([x, context], dim=-1)).tanh())
             log_probs.append(scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1))
             maps.append(weights)
@@ -96,7 +96,7 @@ def speller_rows(attention: str, args, device: torch.device) -> list[dict]:
     torch.manual_seed(0)
     options = {"listener_size": args.size // 2, "speller_size": args.size, "attention_size": args.size // 2,
                "embedding_size": args.size // 2}
-    network = Recognizer.build("las", attention=attention, dropout=0.0, sampling_rate=0.0, freq_masks=0,
+    network = Recognizer.build("las", attention=attention, dropout=0.0, scheduled_sampling=0.0, freq_masks=0,
                                time_masks=0, **options).to(device).train()
     speller, batch = network.speller, make_batch(network, args, device)
     plain = PlainSpeller(speller)
@@ -119,7 +119,7 @@ def speller_rows(attention: str, args, device: torch.device) -> list[dict]:
 
     rows = compare(f"speller, {attention}", {
         "plain": descent(plain, alone(lambda x: plain(batch.tokens, x, lengths))),
-        "ours": descent(speller, alone(lambda x: speller(batch.tokens, speller.attention.remember(x, lengths))))},
+        "ours": descent(speller, alone(lambda x: speller(batch.tokens, speller.attention.precompute(x, lengths))))},
         args)
     return rows + compare(f"training step, {attention}", {
         "plain": descent(plain, whole(plainly)), "ours": descent(speller, whole(None))}, args)

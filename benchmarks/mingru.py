@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import benchmark_parser, clock_of, machine_rates, medians, prepare, show
-from models.components.recurrent import Recurrence
+from models.components.recurrent import RecurrentLayer
 from models.mingru import tiled as mingru_tiled
 from models.mingru.layer import directional_states
 from utils.process import keep_large_blocks
@@ -75,7 +75,7 @@ def layer_cases(frames: int, batch: int, device: torch.device, pointwise: dict) 
                 cases[f"nn.{cls.__name__}{precision}"] = case(lambda layer=layer: layer(x)[0], grad, precision)
         for name, (scan, compiled) in FORMS.items():
             if compiled in pointwise and (scan == "linear" or not precision):
-                layer = Recurrence(SIZE, SIZE, rnn_type="mingru", scan=scan).to(device)
+                layer = RecurrentLayer(SIZE, SIZE, rnn_type="mingru", scan=scan).to(device)
                 cases[name + precision] = case(lambda layer=layer: layer(x, lengths), grad, precision,
                                                pointwise[compiled])
     return cases

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.material import CORPUS, sound_files
 from benchmarks.measure import benchmark_parser, show
-from data.sampler import DurationBatchSampler, Layout
+from data.sampler import BatchConfig, DurationBatchSampler
 from utils.audio import probe_seconds
 
 
@@ -41,7 +41,7 @@ def random_batches(size: int, random: np.random.Generator, batch_size: int = 32)
     return np.split(random.permutation(size), range(batch_size, size, batch_size))
 
 
-def our_batches(seconds: np.ndarray, layout: Layout, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
+def our_batches(seconds: np.ndarray, layout: BatchConfig, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
     """An epoch of the sampler that training uses."""
     sampler = DurationBatchSampler(list(seconds), layout, shuffle=shuffle)
     sampler.set_epoch(epoch)
@@ -60,7 +60,7 @@ def together_again(first: list[np.ndarray], second: list[np.ndarray]) -> float:
 def rows_of(name: str, seconds: np.ndarray, batch_seconds: float) -> list[dict]:
     """One row for each way to make batches."""
     random = np.random.default_rng(0)
-    by_count, by_seconds = Layout(32), Layout(32, batch_seconds)
+    by_count, by_seconds = BatchConfig(32), BatchConfig(32, batch_seconds)
     epochs = {"random batches of 32": [random_batches(len(seconds), random) for _ in range(2)],
               "ours, --batch_size 32": [our_batches(seconds, by_count, epoch=epoch) for epoch in range(2)],
               f"ours, --batch_seconds {batch_seconds:g}": [our_batches(seconds, by_seconds, epoch=epoch)

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.measure import benchmark_parser, peak_memory, prepare, show, wall_clock
 from benchmarks.padding import like_train_clean_100
-from data.sampler import DurationBatchSampler, Layout
+from data.sampler import BatchConfig, DurationBatchSampler
 from models import Recognizer
 from train import build_network, parse_arguments
 from utils.audio import SAMPLE_RATE
@@ -69,7 +69,7 @@ def batches(seconds: np.ndarray, budget: float, *, by_duration: bool, count: int
     if not by_duration:
         size = round(budget / seconds.mean())
         return [random.choice(seconds, size, replace=False) for _ in range(count)]
-    sampler = DurationBatchSampler(seconds.tolist(), Layout(1, budget), shuffle=True)
+    sampler = DurationBatchSampler(seconds.tolist(), BatchConfig(1, budget), shuffle=True)
     drawn = [seconds[[draw.index for draw in batch]] for batch in sampler]
     return drawn[:: max(1, len(drawn) // count)][:count]  # of all durations, not the first few
 

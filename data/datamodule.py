@@ -12,7 +12,7 @@ from data import librispeech
 from data.dataset import SpeechDataset, SpeechLoader
 from data.index import DataError, Index, Utterance, build_index
 from data.readers import manifest
-from data.sampler import Draw, DurationBatchSampler, Layout, Part
+from data.sampler import BatchConfig, DurationBatchSampler, EpochSegment, SampleRef
 from utils.audio import SAMPLE_RATE
 from utils.tokenizer import CharTokenizer, ctc_frames_needed
 
@@ -55,7 +55,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         self.skip_bad_audio, self.overfit, self.url = skip_bad_audio, overfit, url
         self._indexes: dict[tuple[str, bool], Index] = {}
         self._train_loader: SpeechLoader | None = None
-        self._resumed: tuple[int, list[Part]] | None = None  # the epoch that a checkpoint stands in, and its parts
+        self._resumed: tuple[int, list[EpochSegment]] | None = None  # epoch of a checkpoint, its parts
 
     def state_dict(self) -> dict:
         """The batches of this run, and where it stands in the epoch."""
@@ -72,8 +72,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         """
         if not state:
             return
-        before, now = Layout(*state["layout"]), self._layout()
-        parts = [Part(Layout(*layout), count) for *layout, count in state["parts"]]
+        before, now = BatchConfig(*state["layout"]), self._layout()
+        parts = [EpochSegment(BatchConfig(*layout), count) for *layout, count in state["parts"]]
         if parts:
             self._refuse_another_epoch(state, changed=before != now)
             self._resumed = state["epoch"], parts
@@ -97,8 +97,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         lines = (f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def _layout(self) -> Layout:
-        return Layout(self.batch_size, self.batch_seconds, self.trainer.world_size if self.trainer else 1)
+    def _layout(self) -> BatchConfig:
+        return BatchConfig(self.batch_size, self.batch_seconds, self.trainer.world_size if self.trainer else 1)
 
     def _training_utterances(self) -> list[Utterance]:
         return [u for name in self.train_sets for u in self.index(name, training=True).utterances]
@@ -153,7 +153,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> list[SpeechLoader]:
-        """One loader a dev set, sorted by duration, no utterance twice."""
+        """One loader a validation set, sorted by duration, no utterance twice."""
         return [self._loader(self.index(name).utterances, shuffle=False) for name in self.val_sets]
 
     def test_dataloader(self) -> list[SpeechLoader]:
@@ -166,12 +166,12 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=self.skip_bad_audio)
         chosen = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(self.seed))
         for i in chosen[:STATISTICS_UTTERANCES].tolist():
-            _, waveform = dataset[Draw(i, seed=0)]
+            _, waveform = dataset[SampleRef(i, seed=0)]
             if waveform is not None:
                 yield waveform[None], torch.tensor([len(waveform)])
 
     def _loader(self, utterances: list[Utterance], *, shuffle: bool, speeds: list[float] = (),
-                resumed: tuple[int, list[Part]] | None = None) -> SpeechLoader:
+                resumed: tuple[int, list[EpochSegment]] | None = None) -> SpeechLoader:
         dataset = SpeechDataset(utterances, self.tokenizer, speeds=speeds, skip_bad_audio=self.skip_bad_audio)
         try:
             sampler = DurationBatchSampler(

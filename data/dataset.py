@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from data.index import DataError, Utterance
-from data.sampler import Draw, Part
+from data.sampler import EpochSegment, SampleRef
 from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
 from utils.process import return_free_memory
 from utils.tokenizer import CharTokenizer
@@ -33,7 +33,7 @@ class SpeechDataset(Dataset):
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, draw: Draw) -> tuple[Utterance, Tensor | None]:
+    def __getitem__(self, draw: SampleRef) -> tuple[Utterance, Tensor | None]:
         """The utterance and its (S,) waveform; None where it was bad and may be skipped."""
         utterance = self.utterances[draw.index]
         try:
@@ -43,14 +43,14 @@ class SpeechDataset(Dataset):
                 raise
             return utterance, None
 
-    def __getitems__(self, draws: list[Draw]) -> Batch | AudioError | DataError:
+    def __getitems__(self, draws: list[SampleRef]) -> Batch | AudioError | DataError:
         """A batch, or why there is none, for SpeechLoader to raise."""
         try:
             return self.batch(draws)
         except (AudioError, DataError) as error:
             return error
 
-    def batch(self, draws: list[Draw]) -> Batch:
+    def batch(self, draws: list[SampleRef]) -> Batch:
         """The utterances of `draws`, padded. Raises AudioError, and DataError where all files of a batch are bad."""
         longest = max(self.utterances[draw.index].seconds / self._speed(draw.seed) for draw in draws)
         rows, good, bad = PaddedRows(len(draws), round(SAMPLE_RATE * longest)), [], []
@@ -147,7 +147,7 @@ class SpeechLoader(DataLoader):
         self.done = 0
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[EpochSegment]:
         """The epoch under way so far; nothing between epochs."""
         sampler = self.batch_sampler
         if not self.done or self.done == len(sampler):
@@ -155,7 +155,7 @@ class SpeechLoader(DataLoader):
         earlier = sampler.parts if sampler.done else []
         if earlier and earlier[-1].layout == sampler.layout:
             earlier = earlier[:-1]
-        return [*earlier, Part(sampler.layout, self.done - sum(part.batches for part in earlier))]
+        return [*earlier, EpochSegment(sampler.layout, self.done - sum(part.batches for part in earlier))]
 
 
 def _as_is(batch):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils.audio import AudioError, probe_seconds
-from utils.errors import shown
+from utils.errors import printable
 from utils.tokenizer import CharTokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
@@ -57,7 +57,7 @@ class Index:
     def __str__(self) -> str:
         hours = sum(utterance.seconds for utterance in self.utterances) / 3600
         line = f"{self.name}: {len(self.utterances):,} utterances, {hours:.2f} h"
-        faults = [f"{len(rows)} {kind} ({', '.join(shown(row, 300) for row in rows[:SHOWN])}"
+        faults = [f"{len(rows)} {kind} ({', '.join(printable(row, 300) for row in rows[:SHOWN])}"
                   f"{', ...' if len(rows) > SHOWN else ''})" for kind, rows in self.left_out.items()]
         return "; left out: ".join([line, "; ".join(faults)]) if faults else line
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.index import DataError, Entry, read_lines
 from utils.audio import EXTENSIONS
-from utils.errors import shown
+from utils.errors import printable
 from utils.files.compressed import BoundedReader
 from utils.files.download import DownloadError, fetch
 
@@ -82,7 +82,7 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
         return _unpack(archive, root, name)
     except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
         shutil.rmtree(_beside(root, name), ignore_errors=True)
-        raise DataError(f"cannot unpack {archive} ({shown(error, 200)})") from None
+        raise DataError(f"cannot unpack {archive} ({printable(error, 200)})") from None
 
 
 def _beside(root: Path, name: str) -> Path:

@@ -10,14 +10,14 @@ BUCKETS = 30  # durations per bucket differ little enough for about 3 % padding 
 EVALUATION, TRAINING = 0, 1  # what the random numbers are for
 
 
-class Draw(NamedTuple):
+class SampleRef(NamedTuple):
     """Which utterance to read, and the seed of its own augmentation."""
 
     index: int
     seed: int
 
 
-class Layout(NamedTuple):
+class BatchConfig(NamedTuple):
     """What an epoch's batches follow from, besides the utterances: their size, and the processes that share them."""
 
     batch_size: int  # utterances a batch, where batch_seconds is None
@@ -29,14 +29,14 @@ class Layout(NamedTuple):
         return f"{self.processes} process{'es' if self.processes > 1 else ''} with {size}"
 
 
-class Part(NamedTuple):
+class EpochSegment(NamedTuple):
     """The beginning of an epoch, or its next piece: so many batches a process of one layout."""
 
-    layout: Layout
+    layout: BatchConfig
     batches: int
 
 
-class DurationBatchSampler(Sampler[list[Draw]]):
+class DurationBatchSampler(Sampler[list[SampleRef]]):
     """Batches of utterances with similar durations, at most a budget of padded seconds each.
 
     Utterances are sorted by duration into buckets, and each bucket is cut into batches of nearly
@@ -56,8 +56,8 @@ class DurationBatchSampler(Sampler[list[Draw]]):
     Raises ValueError where the processes, or those that go on, are more than the utterances.
     """
 
-    def __init__(self, seconds: list[float], layout: Layout, *, shuffle: bool, seed: int = 0, rank: int = 0,
-                 resumed: tuple[int, list[Part]] | None = None):
+    def __init__(self, seconds: list[float], layout: BatchConfig, *, shuffle: bool, seed: int = 0, rank: int = 0,
+                 resumed: tuple[int, list[EpochSegment]] | None = None):
         self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
         self.seconds = np.asarray(seconds)
         self.layout, self.rank = layout, rank
@@ -83,7 +83,7 @@ class DurationBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self):
         for batch in self.left if self.done else self._share(np.arange(len(self.seconds)), self.layout, 0):
-            yield [Draw(int(i), self._draw_seed(int(i))) for i in batch]
+            yield [SampleRef(int(i), self._draw_seed(int(i))) for i in batch]
 
     def padding(self) -> float:
         """Share of padded audio that is padding, in the present epoch of this process."""
@@ -101,16 +101,16 @@ class DurationBatchSampler(Sampler[list[Draw]]):
         pool = self._without(pool, last.layout, last.batches, len(earlier))
         return self._share(pool, self.layout, len(self.parts))
 
-    def _without(self, pool: np.ndarray, layout: Layout, count: int, number: int) -> np.ndarray:
+    def _without(self, pool: np.ndarray, layout: BatchConfig, count: int, number: int) -> np.ndarray:
         """The utterances of `pool` that are not in the first `count` batches of each process."""
         given = self._plan(pool, layout, number)[: count * layout.processes]
         return np.setdiff1d(pool, np.concatenate(given)) if given else pool
 
-    def _share(self, pool: np.ndarray, layout: Layout, number: int) -> list[np.ndarray]:
+    def _share(self, pool: np.ndarray, layout: BatchConfig, number: int) -> list[np.ndarray]:
         """This process's batches."""
         return self._plan(pool, layout, number)[self.rank :: layout.processes]
 
-    def _plan(self, pool: np.ndarray, layout: Layout, number: int) -> list[np.ndarray]:
+    def _plan(self, pool: np.ndarray, layout: BatchConfig, number: int) -> list[np.ndarray]:
         """The batches of all processes, in turn; `number` counts the parts of the epoch before this one."""
         purpose = TRAINING if self.shuffle else EVALUATION
         random = np.random.default_rng((self.seed, self.epoch, purpose, *([number] if number else [])))
@@ -128,7 +128,7 @@ class DurationBatchSampler(Sampler[list[Draw]]):
     def _count(self, pool: np.ndarray) -> int:
         return sum(self._batch_counts(self._buckets(pool), self.layout)) // self.layout.processes
 
-    def _batch_counts(self, buckets: list[np.ndarray], layout: Layout) -> list[int]:
+    def _batch_counts(self, buckets: list[np.ndarray], layout: BatchConfig) -> list[int]:
         """Batches in each bucket: the fewest that keep the budget, made a multiple of the processes."""
         lengths = np.array([len(bucket) for bucket in buckets])
         if sum(lengths) < layout.processes:
@@ -140,7 +140,7 @@ class DurationBatchSampler(Sampler[list[Draw]]):
             counts[np.flatnonzero(counts > 1)[-1]] -= 1  # one fewer where utterances are shortest
         return counts.tolist()
 
-    def _least_batches(self, bucket: np.ndarray, layout: Layout) -> int:
+    def _least_batches(self, bucket: np.ndarray, layout: BatchConfig) -> int:
         size = layout.batch_size
         if layout.batch_seconds:
             size = max(1, int(layout.batch_seconds / self.seconds[bucket[0]]))

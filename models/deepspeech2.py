@@ -4,7 +4,7 @@
              -> linear -> (bi)directional recurrent layers [-> lookahead] -> classifier -> CTC
 
 Paper to code: convolution over time and frequency (section 3.5) is `ConvStem`; batch
-normalisation (3.2) `SequenceBatchNorm`; recurrent layers (3.1) `RecurrentLayer`; striding (3.5)
+normalisation (3.2) `SequenceBatchNorm`; recurrent layers (3.1) `RecurrentBlock`; striding (3.5)
 `time_stride`; row convolution (3.6) `LookaheadConv`.
 """
 
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.checkpointing import run
-from models.components.convolution import LookaheadConv, ResCNN
-from models.components.features import Normalization
+from models.components.convolution import ConvFrontend, LookaheadConv
+from models.components.features import FeatureNorm
 from models.components.masks import mask_frames
-from models.components.recurrent import Norm, RecurrentLayer, RNNType
+from models.components.recurrent import Norm, RecurrentBlock, RNNType
 from models.mingru.layer import ScanSpace
 from models.recognizer import Recognizer
 from utils.decoding.ctc import greedy_decode
@@ -36,13 +36,13 @@ class Encoding(NamedTuple):
 
 
 class DeepSpeech2(Recognizer, name="deepspeech2"):
-    """ResCNN, recurrent stack and CTC.
+    """ConvFrontend, recurrent stack and CTC.
 
     Args:
         n_mels: mel bins.
         window_ms: length of the analysis window, milliseconds.
         hop_ms: distance between frames, milliseconds.
-        normalization: of log-mel features: per utterance, by the training set's statistics, or none.
+        feature_norm: of log-mel features: per utterance, by the training set's statistics, or none.
         freq_masks: SpecAugment: frequency masks an utterance.
         freq_width: SpecAugment: widest frequency mask, mel bins.
         time_masks: SpecAugment: time masks an utterance.
@@ -50,13 +50,13 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
         time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
         conv_channels: channels of the convolutions.
         time_stride: feature frames an output frame, 2 or 4.
-        cnn_layers: residual CNN blocks.
+        residual_blocks: residual CNN blocks.
         rnn_type: recurrence.
         rnn_size: hidden units of one direction of a recurrent layer.
         rnn_layers: recurrent layers.
         bidirectional: run each recurrent layer in both directions.
         lookahead: future frames that the row convolution of a unidirectional network sees; 0 for none.
-        norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
+        rnn_norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
         head: classifier: one linear layer, or linear, GELU, dropout, linear.
         dropout: in the residual blocks, after each recurrent layer and in the head.
         local_ctc_weight: of a CTC loss on the convolutions, which tells when words are spoken; 0 leaves it out.
@@ -65,21 +65,21 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
     """
 
     def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
-                 normalization: Normalization = "utterance", freq_masks: int = 2, freq_width: int = 27,
+                 feature_norm: FeatureNorm = "utterance", freq_masks: int = 2, freq_width: int = 27,
                  time_masks: int = 2, time_width: int = 100, time_share: float = 0.2,
-                 conv_channels: int = 32, time_stride: int = 2, cnn_layers: int = 2,
+                 conv_channels: int = 32, time_stride: int = 2, residual_blocks: int = 2,
                  rnn_type: RNNType = "gru", rnn_size: int = 512, rnn_layers: int = 5,
-                 bidirectional: bool = True, lookahead: int = 20, norm: Norm = "layer",
+                 bidirectional: bool = True, lookahead: int = 20, rnn_norm: Norm = "layer",
                  head: Literal["linear", "mlp"] = "mlp", dropout: float = 0.2,
                  local_ctc_weight: float = 0.0, mingru_scan: ScanSpace = "linear", alphabet: str = ENGLISH):
-        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalization=normalization,
+        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, feature_norm=feature_norm,
                          freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                          time_width=time_width, time_share=time_share, alphabet=alphabet)
-        self.cnn = ResCNN(conv_channels, n_mels, cnn_layers, time_stride=time_stride, dropout=dropout)
+        self.cnn = ConvFrontend(conv_channels, n_mels, residual_blocks, time_stride=time_stride, dropout=dropout)
         self.project = nn.Linear(self.cnn.outputs, rnn_size)
         outputs = rnn_size * (2 if bidirectional else 1)
         self.rnn = nn.ModuleList(
-            RecurrentLayer(outputs if i else rnn_size, rnn_size, rnn_type=rnn_type, norm=norm,
+            RecurrentBlock(outputs if i else rnn_size, rnn_size, rnn_type=rnn_type, norm=rnn_norm,
                            bidirectional=bidirectional, dropout=dropout, scan=mingru_scan)
             for i in range(rnn_layers))
         self.lookahead = LookaheadConv(outputs, lookahead) if lookahead and not bidirectional else None
@@ -147,7 +147,7 @@ class DeepSpeech2(Recognizer, name="deepspeech2"):
         """The features' hop times the stride of the convolutions."""
         return self.features.hop * self.cnn.time_stride
 
-    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
+    def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
         """CTC `posteriors`: (T, V) log-probabilities of each utterance."""
         return {"posteriors": [p[:t] for p, t in zip(*self(batch), strict=True)]}
 

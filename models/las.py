@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.components.attention import AttentionType, near_diagonal
-from models.components.features import Normalization
+from models.components.features import FeatureNorm
 from models.components.masks import length_mask
-from models.listener import Frontend, Listener, Listening
+from models.listener import Frontend, Listener, ListenerOutput
 from models.recognizer import Recognizer
 from models.speller import Speller
 from utils.audio import SAMPLE_RATE
 from utils.decoding.alignment import join_words
 from utils.decoding.beam_search import Hypothesis, beam_search, weighted_sum
 from utils.decoding.ctc import prefix_step
-from utils.decoding.options import Decoder, Decoding
+from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm.ngram import NGram
 from utils.tokenizer import ENGLISH
 from utils.types import Batch, Candidate, Word
@@ -42,7 +42,7 @@ class LAS(Recognizer, name="las"):
         n_mels: mel bins.
         window_ms: length of the analysis window, milliseconds.
         hop_ms: distance between frames, milliseconds.
-        normalization: of log-mel features: per utterance, by the training set's statistics, or none.
+        feature_norm: of log-mel features: per utterance, by the training set's statistics, or none.
         freq_masks: SpecAugment: frequency masks an utterance.
         freq_width: SpecAugment: widest frequency mask, mel bins.
         time_masks: SpecAugment: time masks an utterance.
@@ -50,7 +50,7 @@ class LAS(Recognizer, name="las"):
         time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
         frontend: convolutions below the listener, which shorten the time four times.
         conv_channels: channels of these convolutions.
-        cnn_layers: residual blocks of the rescnn front end.
+        residual_blocks: residual blocks of the rescnn front end.
         listener_size: hidden units of one direction of a listener layer.
         pyramid_layers: pyramidal layers, each of which halves the time.
         attention: how the speller's state is compared with the listener's frames.
@@ -60,8 +60,8 @@ class LAS(Recognizer, name="las"):
         embedding_size: features of a character, and of the classifier's hidden layer.
         tied_embedding: the classifier's weights are the characters' embeddings.
         dropout: after each layer.
-        sampling_rate: share of the speller's inputs that are its own predictions (scheduled sampling).
-        sampling_ramp: optimiser steps over which sampling_rate grows from 0.
+        scheduled_sampling: share of the speller's inputs that are its own predictions (scheduled sampling).
+        scheduled_sampling_steps: optimiser steps over which scheduled_sampling grows from 0.
         label_smoothing: share of a target's probability that is spread over all characters.
         ctc_weight: of the CTC loss on the listener against the speller's; 0 leaves its layer out.
         guided_weight: of the penalty on attention far from the diagonal; 0 for none.
@@ -69,31 +69,33 @@ class LAS(Recognizer, name="las"):
         alphabet: the characters that the network can write, each once.
     """
 
-    spells = True
+    autoregressive = True
 
     def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
-                 normalization: Normalization = "utterance", freq_masks: int = 2, freq_width: int = 27,
+                 feature_norm: FeatureNorm = "utterance", freq_masks: int = 2, freq_width: int = 27,
                  time_masks: int = 2, time_width: int = 100, time_share: float = 0.2,
-                 frontend: Frontend = "none", conv_channels: int = 32, cnn_layers: int = 1,
+                 frontend: Frontend = "none", conv_channels: int = 32, residual_blocks: int = 1,
                  listener_size: int = 256, pyramid_layers: int = 3,
                  attention: AttentionType = "content", attention_size: int = 256,
                  speller_size: int = 512, speller_layers: int = 2, embedding_size: int = 256,
                  tied_embedding: bool = False, dropout: float = 0.2,
-                 sampling_rate: float = 0.1, sampling_ramp: int = 10_000, label_smoothing: float = 0.1,
+                 scheduled_sampling: float = 0.1, scheduled_sampling_steps: int = 10_000, label_smoothing: float = 0.1,
                  ctc_weight: float = 0.3, guided_weight: float = 0.0, guided_steps: int = 2000,
                  alphabet: str = ENGLISH):
-        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalization=normalization,
+        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, feature_norm=feature_norm,
                          freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                          time_width=time_width, time_share=time_share, alphabet=alphabet)
-        shares = {"ctc_weight": ctc_weight, "sampling_rate": sampling_rate, "label_smoothing": label_smoothing}
+        shares = {"ctc_weight": ctc_weight, "scheduled_sampling": scheduled_sampling,
+                  "label_smoothing": label_smoothing}
         for name, value in shares.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} must be at least 0 and below 1")
-        self.sampling_rate, self.sampling_ramp, self.label_smoothing = sampling_rate, sampling_ramp, label_smoothing
+        self.scheduled_sampling, self.scheduled_sampling_steps = scheduled_sampling, scheduled_sampling_steps
+        self.label_smoothing = label_smoothing
         self.ctc_weight, self.guided_weight, self.guided_steps = ctc_weight, guided_weight, guided_steps
         self.steps = 0  # optimiser steps so far
         self.listener = Listener(n_mels, listener_size, pyramid_layers, frontend=frontend, conv_channels=conv_channels,
-                                 cnn_layers=cnn_layers, dropout=dropout)
+                                 residual_blocks=residual_blocks, dropout=dropout)
         self.speller = Speller(
             self.listener.outputs, self.tokenizer.size, [self.tokenizer.blank, self.tokenizer.sos], size=speller_size,
             layers=speller_layers, attention=attention, attention_size=attention_size,
@@ -105,7 +107,7 @@ class LAS(Recognizer, name="las"):
         """Scheduled sampling and guided attention depend on the optimiser steps so far."""
         self.steps = steps
 
-    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Listening:
+    def encode(self, waveforms: Tensor, sample_counts: Tensor) -> ListenerOutput:
         """(B, S) samples and (B,) counts to what the listener heard."""
         return self.listener(*self.augmented_features(waveforms, sample_counts))
 
@@ -114,14 +116,15 @@ class LAS(Recognizer, name="las"):
         log_probs, _ = self.spell(self.encode(batch.waveforms, batch.sample_counts), batch)
         return log_probs, batch.token_counts + 1
 
-    def spell(self, encoding: Listening, batch: Batch) -> tuple[Tensor, Tensor]:
+    def spell(self, encoding: ListenerOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, U + 1, V) log-probabilities and (B, U + 1, T) attention weights, the reference as input."""
         inputs = F.pad(batch.tokens, (1, 0), value=self.tokenizer.sos)
-        memory = self.speller.attention.remember(encoding.frames, encoding.lengths)
-        rate = self.sampling_rate * min(1.0, self.steps / max(self.sampling_ramp, 1)) if self.training else 0.0
+        memory = self.speller.attention.precompute(encoding.frames, encoding.lengths)
+        ramp = min(1.0, self.steps / max(self.scheduled_sampling_steps, 1))
+        rate = self.scheduled_sampling * ramp if self.training else 0.0
         return self.speller(inputs, memory, rate)
 
-    def loss(self, encoding: Listening, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, encoding: ListenerOutput, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch: smoothed cross-entropy, CTC where it is on, and what descends.
 
         `diagonality` tells at once where attention has not aligned.
@@ -148,7 +151,7 @@ class LAS(Recognizer, name="las"):
         losses = -(1 - self.label_smoothing) * target - self.label_smoothing * spread
         return losses.masked_fill(~length_mask(batch.token_counts + 1, losses.shape[1]), 0.0).sum()
 
-    def diagonality(self, weights: Tensor, encoding: Listening, batch: Batch) -> Tensor:
+    def diagonality(self, weights: Tensor, encoding: ListenerOutput, batch: Batch) -> Tensor:
         """Attention near the diagonal, summed over characters: from 0 to 1 each (`near_diagonal`)."""
         near = near_diagonal(batch.token_counts, encoding.lengths, weights.shape[1:])
         steps = (weights * near).sum(dim=2)  # (B, U + 1)
@@ -160,22 +163,22 @@ class LAS(Recognizer, name="las"):
         listener = self.listener
         return [layer for layer in (listener.frontend, listener.bottom, *listener.pyramid) if layer is not None]
 
-    def ctc_log_probs(self, encoding: Listening) -> tuple[Tensor, Tensor] | None:
+    def ctc_log_probs(self, encoding: ListenerOutput) -> tuple[Tensor, Tensor] | None:
         """(B, T', V) float32 log-probabilities of blank and characters and (B,) lengths; None without CTC."""
         if self.ctc is None:
             return None
         return self.ctc(encoding.ctc_frames).float().log_softmax(dim=-1), encoding.ctc_lengths
 
-    def max_tokens(self, encoding: Listening) -> Tensor:
+    def max_tokens(self, encoding: ListenerOutput) -> Tensor:
         """(B,) most characters that utterances of such lengths can hold."""
         seconds = encoding.ctc_lengths * (self.ctc_frame_samples / SAMPLE_RATE)
         return (seconds * CHARACTERS_A_SECOND).long() + 1
 
-    def decode(self, encoding: Listening) -> list[str]:
+    def decode(self, encoding: ListenerOutput) -> list[str]:
         """Greedy: the likeliest character at each step."""
-        return [self.tokenizer.text(best.tokens) for best, in self._beam_search(encoding, Decoding(), None)]
+        return [self.tokenizer.text(best.tokens) for best, in self._beam_search(encoding, DecodingOptions(), None)]
 
-    def search(self, encoding: Listening, decoder: Decoder) -> list[list[Candidate]]:
+    def search(self, encoding: ListenerOutput, decoder: Decoder) -> list[list[Candidate]]:
         """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (section 3.4).
 
         With `lm_fusion` shallow the n-gram's share stands inside the first term, at every character.
@@ -193,10 +196,11 @@ class LAS(Recognizer, name="las"):
             found.append(sorted(candidates, key=lambda candidate: -candidate.score)[: options.nbest])
         return found
 
-    def _beam_search(self, encoding: Listening, options: Decoding, lm: NGram | None) -> list[list[Hypothesis]]:
+    def _beam_search(self, encoding: ListenerOutput, options: DecodingOptions,
+                     lm: NGram | None) -> list[list[Hypothesis]]:
         """The speller, CTC and the n-gram as one model of the next character."""
         size = options.beam_size if options.decoder == "beam" else 1
-        memory = self.speller.attention.remember(encoding.frames, encoding.lengths).repeat(size)
+        memory = self.speller.attention.precompute(encoding.frames, encoding.lengths).repeat(size)
         weight = options.ctc_score_weight if self.ctc is not None else 0.0
         models = [(1 - weight, (lambda tokens, state: self.speller.step(tokens, state, memory),
                                 self.speller.start(memory)))]
@@ -219,7 +223,7 @@ class LAS(Recognizer, name="las"):
             nbest=options.nbest, length_power=options.length_power if size > 1 else 0.0,
             penalty=penalty if options.coverage_weight and weight < 1 else None)
 
-    def align(self, encoding: Listening, texts: list[str]) -> list[list[Word]]:
+    def align(self, encoding: ListenerOutput, texts: list[str]) -> list[list[Word]]:
         """Words by forced alignment where there is CTC and it can spell the text, else by attention."""
         aligned = [None] * len(texts)
         if self.ctc is not None:
@@ -230,7 +234,7 @@ class LAS(Recognizer, name="las"):
         by_attention = self._align_by_attention(encoding, texts)
         return [found if words is None else words for words, found in zip(aligned, by_attention, strict=True)]
 
-    def _align_by_attention(self, encoding: Listening, texts: list[str]) -> list[list[Word]]:
+    def _align_by_attention(self, encoding: ListenerOutput, texts: list[str]) -> list[list[Word]]:
         """A character is where its attention is centred, and lasts as long as an encoder frame."""
         tokens = [torch.tensor(self.tokenizer.encode(text), device=encoding.frames.device) for text in texts]
         batch = Batch(None, None, pad_sequence(tokens, batch_first=True).long(), None, texts, texts, [])
@@ -249,7 +253,7 @@ class LAS(Recognizer, name="las"):
         """The features' hop times the frames that the listener joins below CTC."""
         return self.features.hop * self.listener.ctc_reduction
 
-    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
+    def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
         """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""
         encoding = self.encode(batch.waveforms, batch.sample_counts)
         _, weights = self.spell(encoding, batch)

@@ -50,7 +50,7 @@ class SpeechModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Takes the training set's feature statistics, unless a checkpoint brought them."""
-        if self.network.features.normalization == "global" and self.trainer.ckpt_path is None:
+        if self.network.features.feature_norm == "global" and self.trainer.ckpt_path is None:
             device = self.network.features.mean.device
             batches = self.trainer.datamodule.statistics_batches()
             self.network.features.fit_global_statistics((w.to(device), n.to(device)) for w, n in batches)
@@ -200,8 +200,8 @@ class SpeechModule(lightning.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Logs each split, and all dev splits pooled as `dev/wer`, which chooses checkpoints."""
-        self._log_results(pooled="dev")
+        """Logs each split, and all dev splits pooled as `val/wer`, which chooses checkpoints."""
+        self._log_results(pooled="val")
 
     def on_test_epoch_end(self) -> None:
         """Logs each test split."""
@@ -230,7 +230,7 @@ class SpeechModule(lightning.LightningModule):
             self.log_dict({f"{split}/{name}": value for name, value in metrics.items()},
                           rank_zero_only=False, sync_dist=False)
             if split == pooled:
-                self.log("dev_wer", errors.wer, prog_bar=True, logger=False)
+                self.log("val_wer", errors.wer, prog_bar=True, logger=False)
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

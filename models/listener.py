@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.checkpointing import run
-from models.components.convolution import VGG, ResCNN, halve
+from models.components.convolution import VGG, ConvFrontend, halve
 from models.components.masks import mask_frames
-from models.components.recurrent import Recurrence
+from models.components.recurrent import RecurrentLayer
 
 Frontend = Literal["none", "vgg", "rescnn"]
 
 
-class Listening(NamedTuple):
+class ListenerOutput(NamedTuple):
     """Listener output of B utterances: what the speller attends to, and what CTC reads."""
 
     frames: Tensor  # (B, T, H)
@@ -22,7 +22,7 @@ class Listening(NamedTuple):
     ctc_lengths: Tensor  # (B,) int64
 
 
-class PyramidalLayer(Recurrence):
+class PyramidalLayer(RecurrentLayer):
     """Joins neighbouring frames, which halves the time, then a BiLSTM: the paper's pBLSTM."""
 
     def __init__(self, input_size: int, hidden_size: int, dropout: float):
@@ -41,21 +41,21 @@ class Listener(nn.Module):
     """[convolutions,] a BiLSTM, and `layers` pyramidal ones above it."""
 
     def __init__(self, n_mels: int, size: int, layers: int, *, frontend: Frontend, conv_channels: int,
-                 cnn_layers: int, dropout: float):
+                 residual_blocks: int, dropout: float):
         super().__init__()
         self.frontend = None
         if frontend == "vgg":
             self.frontend = VGG(conv_channels, n_mels)
         elif frontend == "rescnn":
-            self.frontend = ResCNN(conv_channels, n_mels, cnn_layers, time_stride=4, dropout=dropout)
-        self.bottom = Recurrence(self.frontend.outputs if self.frontend else n_mels, size, rnn_type="lstm")
+            self.frontend = ConvFrontend(conv_channels, n_mels, residual_blocks, time_stride=4, dropout=dropout)
+        self.bottom = RecurrentLayer(self.frontend.outputs if self.frontend else n_mels, size, rnn_type="lstm")
         self.dropout = nn.Dropout(dropout)
         self.pyramid = nn.ModuleList(PyramidalLayer(2 * size, size, dropout) for _ in range(layers))
         self.outputs = 2 * size
         self.ctc_layers = 0 if self.frontend else min(layers, 2)  # pyramidal layers below CTC, four frames in one
         self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames a CTC frame
 
-    def forward(self, features: Tensor, lengths: Tensor) -> Listening:
+    def forward(self, features: Tensor, lengths: Tensor) -> ListenerOutput:
         """(B, T, F) features and (B,) lengths."""
         if self.frontend is not None:
             features, lengths = run(self.frontend, features, lengths)
@@ -64,7 +64,7 @@ class Listener(nn.Module):
         for i, layer in enumerate(self.pyramid, start=1):
             x, lengths = run(layer, x, lengths)
             ctc = (x, lengths) if i == self.ctc_layers else ctc
-        return Listening(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
+        return ListenerOutput(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
 
     def output_length(self, frames: int) -> int:
         """CTC frames of so many feature frames."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
-from models.components.features import LogMel, Normalization
+from models.components.features import FeatureNorm, LogMel
 from models.components.specaugment import SpecAugment
 from utils.audio import SAMPLE_RATE, SILENCE
 from utils.checkpoint.reading import CheckpointError, read_checkpoint
@@ -30,20 +30,20 @@ class Recognizer(nn.Module, ABC):
 
     registry: dict[str, type["Recognizer"]] = {}
     losses: tuple[str, ...] = ("loss",)  # the names of what `loss` returns
-    spells = False  # whether text comes from a decoder over characters, in place of CTC
+    autoregressive = False  # whether text comes from a decoder over characters, in place of CTC
 
     def __init_subclass__(cls, *, name: str, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.name = name
         Recognizer.registry[name] = cls
 
-    def __init__(self, *, n_mels: int, window_ms: float, hop_ms: float, normalization: Normalization,
+    def __init__(self, *, n_mels: int, window_ms: float, hop_ms: float, feature_norm: FeatureNorm,
                  freq_masks: int, freq_width: int, time_masks: int, time_width: int, time_share: float,
                  alphabet: str = ENGLISH):
         super().__init__()
         self.tokenizer = CharTokenizer(alphabet=alphabet)
         self.features = LogMel(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms,
-                               normalization=normalization)
+                               feature_norm=feature_norm)
         self.specaugment = SpecAugment(freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                                        time_width=time_width, time_share=time_share)
 
@@ -76,7 +76,7 @@ class Recognizer(nn.Module, ABC):
         """(B, T, V) float32 log-probabilities of blank and characters, and (B,) lengths; None without CTC."""
 
     @abstractmethod
-    def views(self, batch: Batch) -> dict[str, list[Tensor]]:
+    def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
         """What shows a reader how the network heard each utterance, without padding, by the kind of its figure."""
 
     @abstractmethod

@@ -46,20 +46,20 @@ class Speller(nn.Module):
         impossible[silent] = True
         self.register_buffer("impossible", impossible, persistent=False)  # classes that are never spelled
 
-    def forward(self, tokens: Tensor, memory: Memory, sampling_rate: float = 0.0) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, memory: Memory, scheduled_sampling: float = 0.0) -> tuple[Tensor, Tensor]:
         """Spells with the given characters as inputs (teacher forcing).
 
         Args:
             tokens: (B, U) input of each step, `<sos>` first.
             memory: what the listener heard.
-            sampling_rate: share of the inputs that are drawn from the speller's own last prediction
+            scheduled_sampling: share of the inputs that are drawn from the speller's own last prediction
                 instead (section 3.3; Bengio et al. 2015).
 
         Returns (B, U, V) float32 log-probabilities and (B, U, T) attention weights.
         """
         (size, steps), state, outputs, weights = tokens.shape, self.start(memory), [], []
         layers, product = [UnrolledLSTM(gates, steps, size) for gates in self.gates], UnrolledProducts(steps)
-        sampled = torch.rand(tokens.shape) < sampling_rate  # on the CPU, so that asking stalls no device
+        sampled = torch.rand(tokens.shape) < scheduled_sampling  # on the CPU, so that asking stalls no device
         characters = self.characters(self.embedding(tokens)).unbind(1)
         for u, gates in enumerate(characters):
             if u and sampled[:, u].any():

@@ -14,7 +14,7 @@ SPEECH = sorted(CORPUS.rglob("*.opus"))
 torch.set_num_threads(1)  # these networks are too small for more, and test runs often share a machine
 
 TINY = {  # options that make a network small enough for a test, by model
-    "deepspeech2": {"n_mels": 20, "conv_channels": 4, "cnn_layers": 1, "rnn_size": 16, "rnn_layers": 2},
+    "deepspeech2": {"n_mels": 20, "conv_channels": 4, "residual_blocks": 1, "rnn_size": 16, "rnn_layers": 2},
     "las": {"n_mels": 20, "conv_channels": 4, "listener_size": 12, "pyramid_layers": 2, "attention_size": 16,
             "speller_size": 16, "speller_layers": 2, "embedding_size": 16},
 }
@@ -23,14 +23,14 @@ VARIANTS = {  # every branch of every model
     "lstm": ("deepspeech2", {"rnn_type": "lstm"}),
     "mingru": ("deepspeech2", {"rnn_type": "mingru"}),
     "mingru-log": ("deepspeech2", {"rnn_type": "mingru", "mingru_scan": "log"}),
-    "batchnorm": ("deepspeech2", {"norm": "batch", "time_stride": 4}),
+    "batchnorm": ("deepspeech2", {"rnn_norm": "batch", "time_stride": 4}),
     "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
     "local-ctc": ("deepspeech2", {"rnn_type": "mingru", "local_ctc_weight": 0.3}),
     "las": ("las", {"guided_weight": 1.0}),
     "las-bahdanau": ("las", {"attention": "bahdanau", "frontend": "vgg", "pyramid_layers": 1}),
     "las-location": ("las", {"attention": "location", "frontend": "rescnn", "tied_embedding": True}),
     "las-multihead": ("las", {"attention": "multihead", "ctc_weight": 0.0, "pyramid_layers": 3}),
-    "global": ("deepspeech2", {"normalization": "global", "head": "linear", "time_stride": 4}),
+    "global": ("deepspeech2", {"feature_norm": "global", "head": "linear", "time_stride": 4}),
 }
 
 

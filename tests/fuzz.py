@@ -90,7 +90,7 @@ def yaml() -> Target:
 
 def arpa() -> Target:
     from utils.decoding.ctc_beam import CTCBeamSearch
-    from utils.decoding.options import Decoding
+    from utils.decoding.options import DecodingOptions
     from utils.lm.ngram import LanguageModelError, NGram
     from utils.tokenizer import CharTokenizer
 
@@ -100,7 +100,7 @@ def arpa() -> Target:
         ngram = NGram(path, tokenizer)
         for text in ("see the sea", "", "tea", " ".join(ngram.words or [])):
             ngram.log_prob(text)
-        CTCBeamSearch(Decoding(decoder="beam", lm=str(path)), tokenizer, workers=1).close()
+        CTCBeamSearch(DecodingOptions(decoder="beam", lm=str(path)), tokenizer, workers=1).close()
 
     return Target([("x.arpa", ARPA.encode()), ("x.arpa.gz", ARPA.encode())], read, (LanguageModelError,))
 
@@ -113,7 +113,7 @@ def checkpoint() -> Target:
     from utils.checkpoint.safetensors_io import write_network
 
     torch.manual_seed(0)
-    network = Recognizer.build("deepspeech2", n_mels=20, conv_channels=4, cnn_layers=1, rnn_size=16, rnn_layers=2)
+    network = Recognizer.build("deepspeech2", n_mels=20, conv_channels=4, residual_blocks=1, rnn_size=16, rnn_layers=2)
     saved = io.BytesIO()
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"recognizer": network.config, "state_dict": weights, "optimizer_states": [{"lr": 0.1}]}, saved)

@@ -53,7 +53,7 @@ def test_padding_of_like_durations_is_little():
     random = padding.np.random.default_rng(0)
     seconds = padding.like_train_clean_100(6000, random)
     assert seconds.mean() == pytest.approx(12.7, abs=0.3) and seconds.min() >= 1.4 and seconds.max() <= 24.5
-    epochs = [padding.our_batches(seconds, padding.Layout(32), epoch=epoch) for epoch in range(2)]
+    epochs = [padding.our_batches(seconds, padding.BatchConfig(32), epoch=epoch) for epoch in range(2)]
     assert padding.waste(seconds, epochs[0]) < 0.04 < padding.waste(seconds, padding.random_batches(6000, random))
     assert padding.together_again(epochs[0], epochs[0]) == 1 and padding.together_again(*epochs) < 0.25
 

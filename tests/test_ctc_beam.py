@@ -15,7 +15,7 @@ from conftest import TINY
 
 from models import Recognizer
 from utils.decoding.ctc_beam import CTCBeamSearch, without_sure_blanks
-from utils.decoding.options import Decoder, Decoding
+from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm import build as lm_build
 from utils.lm.ngram import LN10, LanguageModelError, NGram
 from utils.tokenizer import CharTokenizer
@@ -113,13 +113,13 @@ def with_ngram(texts: dict[str, float], ngram: NGram, alpha: float, beta: float)
             + beta * len(text.split()) for text, log_prob in texts.items()}
 
 
-def exact(**options) -> Decoding:
+def exact(**options) -> DecodingOptions:
     """Beam search that drops nothing."""
-    return Decoding(**{"decoder": "beam", "beam_size": 3000, "nbest": 3000, "beam_prune": -1e9, "token_min": -1e9,
-                       **options})
+    return DecodingOptions(**{"decoder": "beam", "beam_size": 3000, "nbest": 3000, "beam_prune_logp": -1e9,
+                              "token_min_logp": -1e9, **options})
 
 
-def search(emissions: list[torch.Tensor], options: Decoding, tokenizer: CharTokenizer = TOKENIZER) -> list[list]:
+def search(emissions: list[torch.Tensor], options: DecodingOptions, tokenizer: CharTokenizer = TOKENIZER) -> list[list]:
     padded = torch.nn.utils.rnn.pad_sequence(emissions, batch_first=True)
     with Decoder(options, tokenizer, workers=1) as decoder:
         return decoder.search_ctc(padded, torch.tensor([len(one) for one in emissions]))
@@ -198,7 +198,8 @@ def test_a_space_at_the_end_costs_nothing(words, backend):
                                   [0.6, 0.396, 0.002, 0.002]])  # b; a or b; then a blank or a space
     spaced = probabilities.log()
     quiet = torch.cat([spaced[:2], torch.tensor([[0.996, 1e-9, 0.002, 0.002]]).log()])
-    found = [best for best, *_ in search([spaced, quiet], Decoding(decoder="beam", lm=words, decoder_backend=backend))]
+    options = DecodingOptions(decoder="beam", lm=words, decoder_backend=backend)
+    found = [best for best, *_ in search([spaced, quiet], options)]
     assert [best.text for best in found] == ["b", "b"]
     assert found[0].score == pytest.approx(found[1].score, abs=0.01)
 
@@ -210,7 +211,7 @@ def test_silence_and_no_frames(words, backend):
     silence[:, 0] = 0.0
     silence = silence.log_softmax(-1)
     for lm, score in ((None, 0.0), (words, 0.5 * NGram(words, TOKENIZER).log_prob(""))):
-        options = Decoding(decoder="beam", lm=lm, decoder_backend=backend)
+        options = DecodingOptions(decoder="beam", lm=lm, decoder_backend=backend)
         found = search([silence, silence[:0]], options)
         assert [[c.text for c in candidates] for candidates in found] == [[""], [""]]
         assert [c.score for c, in found] == pytest.approx([score, score], abs=1e-4)
@@ -248,7 +249,7 @@ def test_both_programs_agree(english, options):
         options = {**options, "lm": english}
     emissions = [spoken(seed) for seed in range(12)]
     emissions += [random_emissions(seed, 8, ENGLISH.ctc_size, scale) for seed in range(4) for scale in (1.0, 2.0, 5.0)]
-    native, python = (search(emissions, Decoding(**{"decoder": "beam", "beam_size": 16, **options},
+    native, python = (search(emissions, DecodingOptions(**{"decoder": "beam", "beam_size": 16, **options},
                                                  decoder_backend=backend), ENGLISH) for backend in BACKENDS)
     assert [[c.text for c in one] for one in native] == [[c.text for c in one] for one in python]
     for one, other in zip(native, python, strict=True):
@@ -281,7 +282,7 @@ def test_skipped_blanks_leave_the_texts(english, backend, with_lm):
     emissions = torch.cat(frames).log_softmax(dim=-1)
     assert len(without_sure_blanks(emissions.numpy(), 0.98)) == 2 * len(frames) / 2
     options = {"decoder": "beam", "decoder_backend": backend, "lm": english if with_lm else None, "alpha": 0.2}
-    (whole,), (skipped,) = (search([emissions], Decoding(**options, skip_blanks=skip), ENGLISH)[0]
+    (whole,), (skipped,) = (search([emissions], DecodingOptions(**options, skip_blanks=skip), ENGLISH)[0]
                             for skip in (1.0, 0.98))
     assert whole.text == skipped.text == "dull cats all sat"
     assert skipped.score == pytest.approx(whole.score, abs=0.02 * len(emissions))
@@ -299,7 +300,7 @@ def test_unfit_ngrams_are_refused(tmp_path, backend, content, reason):
     path = tmp_path / "x.arpa"
     path.write_text(content)
     with pytest.raises(LanguageModelError) as error:
-        CTCBeamSearch(Decoding(decoder="beam", lm=str(path), decoder_backend=backend), TOKENIZER, workers=1)
+        CTCBeamSearch(DecodingOptions(decoder="beam", lm=str(path), decoder_backend=backend), TOKENIZER, workers=1)
     assert str(error.value).startswith(f"{path}: ") and reason in str(error.value)
     assert not multiprocessing.active_children()
 
@@ -310,12 +311,12 @@ def test_a_missing_package_is_named(monkeypatch, backend, package):
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     emissions = random_emissions(0, 5)[None]
-    with Decoder(Decoding(decoder="beam", decoder_backend=backend), TOKENIZER) as decoder:
+    with Decoder(DecodingOptions(decoder="beam", decoder_backend=backend), TOKENIZER) as decoder:
         with pytest.raises(ImportError) as error:
             decoder.search_ctc(emissions, torch.tensor([5]))
         assert f"--decoder_backend {backend} needs {package.replace('_', '-')}" in str(error.value)
         assert "pip install -r requirements.txt" in str(error.value)
-    with Decoder(Decoding(decoder_backend=backend), TOKENIZER) as decoder:
+    with Decoder(DecodingOptions(decoder_backend=backend), TOKENIZER) as decoder:
         (best,), = decoder.search_ctc(emissions, torch.tensor([5]))
     assert best.score == pytest.approx(emissions.amax(-1).sum().item())
 
@@ -325,9 +326,9 @@ def test_missing_kenlm_is_named(monkeypatch, words):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     emissions = random_emissions(0, 5)
     with pytest.raises(LanguageModelError, match="kenlm is not installed: pip install kenlm"):
-        search([emissions], Decoding(decoder="beam", lm=words, decoder_backend="pyctcdecode"))
-    assert search([emissions], Decoding(decoder="beam", lm=words))[0]
-    assert search([emissions], Decoding())[0]
+        search([emissions], DecodingOptions(decoder="beam", lm=words, decoder_backend="pyctcdecode"))
+    assert search([emissions], DecodingOptions(decoder="beam", lm=words))[0]
+    assert search([emissions], DecodingOptions())[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -335,7 +336,7 @@ def test_missing_kenlm_is_named(monkeypatch, words):
 def test_workers_end_with_the_decoder(backend, error):
     """Threads and processes, where its block ends by an exception too, of the caller or of the search."""
     threads = threading.active_count()
-    options = Decoding(decoder="beam", decoder_backend=backend)
+    options = DecodingOptions(decoder="beam", decoder_backend=backend)
     with pytest.raises(type(error)) if error else nullcontext(), Decoder(options, TOKENIZER, workers=2) as decoder:
         emissions, lengths = random_emissions(0, 5).repeat(4, 1, 1), torch.tensor([5, 4, 3, 2])
         assert len(decoder.search_ctc(emissions, lengths)) == 4
@@ -368,13 +369,13 @@ def spelled(network: Recognizer, encoding, index: int) -> dict[str, float]:
     strings = [list(s) for length in range(5) for s in itertools.product((1, 2, 3), repeat=length)]
     inputs = torch.tensor([[tokenizer.sos, *s, *[1] * (4 - len(s))] for s in strings])
     frames, lengths = (part[index : index + 1].expand(len(strings), *part.shape[1:]) for part in encoding[:2])
-    log_probs, _ = network.speller(inputs, network.speller.attention.remember(frames, lengths))
+    log_probs, _ = network.speller(inputs, network.speller.attention.precompute(frames, lengths))
     return {tokenizer.decode(s): log_probs[row].double()[range(len(s) + 1), [*s, tokenizer.eos]].sum().item()
             for row, s in enumerate(strings)}
 
 
 def search_spelled(network: Recognizer, encoding, **options) -> list[list]:
-    options = Decoding(**{"decoder": "beam", "beam_size": 400, "nbest": 400, "length_power": 0.0, **options})
+    options = DecodingOptions(**{"decoder": "beam", "beam_size": 400, "nbest": 400, "length_power": 0.0, **options})
     with torch.no_grad(), Decoder(options, network.tokenizer) as decoder:
         return network.search(encoding, decoder)
 

@@ -20,7 +20,7 @@ from data.dataset import SpeechDataset
 from data.index import DataError, Entry, Index, build_index, probe_all
 from data.librispeech import list_entries
 from data.readers import manifest
-from data.sampler import Draw
+from data.sampler import SampleRef
 from utils.audio import SAMPLE_RATE, AudioError, load_audio
 from utils.tokenizer import CharTokenizer
 from utils.types import Batch
@@ -430,11 +430,11 @@ def test_reading_a_file_that_went_bad(corpus, damage):
     damage(Path(bad))
     dataset = SpeechDataset(index.utterances, CharTokenizer())
     with pytest.raises(AudioError, match=f"^{bad}: ") as error:
-        dataset[Draw(0, seed=0)]
+        dataset[SampleRef(0, seed=0)]
     assert error.value.path == bad
-    assert len(dataset[Draw(1, seed=0)][1]) > 0
+    assert len(dataset[SampleRef(1, seed=0)][1]) > 0
     dataset.skip_bad_audio = True
-    assert dataset[Draw(0, seed=0)] == (index.utterances[0], None)
+    assert dataset[SampleRef(0, seed=0)] == (index.utterances[0], None)
 
 
 def error_of(loader) -> Exception:
@@ -504,7 +504,7 @@ def test_what_a_batch_holds(corpus):
 def test_a_batch_where_the_index_is_wrong_about_durations(corpus):
     """Rows are made for the durations of the index; samples that are there all count."""
     utterances = index_of(corpus / "train").utterances[:4]
-    draws = [Draw(i, seed=i) for i in range(4)]
+    draws = [SampleRef(i, seed=i) for i in range(4)]
     right = SpeechDataset(utterances, CharTokenizer()).batch(draws)
     for factors in ([0.1, 0.1, 0.1, 0.1], [1, 2, 0.5, 3]):
         wrong = [one._replace(seconds=one.seconds * factor) for one, factor in zip(utterances, factors, strict=True)]
@@ -516,7 +516,7 @@ def test_a_batch_where_the_index_is_wrong_about_durations(corpus):
 def test_rows_of_perturbed_speech(corpus):
     utterances = index_of(corpus / "train").utterances[:4]
     dataset = SpeechDataset(utterances, CharTokenizer(), speeds=[0.9, 1.0, 1.1])
-    draws = [Draw(i, seed=i) for i in range(4)]
+    draws = [SampleRef(i, seed=i) for i in range(4)]
     batch = dataset.batch(draws)
     for row, count, draw in zip(batch.waveforms, batch.sample_counts, draws, strict=True):
         assert torch.equal(row[:count], dataset[draw][1]) and not row[count:].any()

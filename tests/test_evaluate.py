@@ -63,7 +63,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
             "las": save(folder / "las.ckpt", tiny_network("las")),
             "no_ctc": save(folder / "no_ctc.ckpt", tiny_network("las-multihead")),
             "letters": save(folder / "letters.ckpt", Recognizer.build(
-                "deepspeech2", alphabet=" 'abcdefghijklmnopqrstuvwxyz.", n_mels=20, conv_channels=4, cnn_layers=1,
+                "deepspeech2", alphabet=" 'abcdefghijklmnopqrstuvwxyz.", n_mels=20, conv_channels=4, residual_blocks=1,
                 rnn_size=16, rnn_layers=1)),
             **{name: folder / name for name in ("lm.arpa", "broken.arpa", "bad.yaml", "file")}, "tmp": folder}
 
@@ -152,7 +152,7 @@ def test_names_are_short_and_unique(paths):
 
 
 def test_average_of_the_best(files, tmp_path, capsys):
-    """The mean of the two with the lowest dev WER of three, wherever --checkpoint points in their folder."""
+    """The mean of the two with the lowest val WER of three, wherever --checkpoint points in their folder."""
     folder = tmp_path / "checkpoints"
     for seed, name in enumerate(("epoch001-wer0.2000", "epoch003-wer0.1000", "epoch002-wer0.0900-v1", "last")):
         save(folder / f"{name}.ckpt", noisy(seed))

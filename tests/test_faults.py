@@ -19,7 +19,7 @@ from training_runs import arguments, assert_same_end, checkpoint, run, start, wa
 import train
 from models import DeepSpeech2
 from models.lightning_module import SpeechModule
-from utils.files.atomic import write_whole
+from utils.files.atomic import atomic_write
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "x.ckpt", b"new")
+        atomic_write(tmp_path / "x.ckpt", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"] and (tmp_path / "x.ckpt").read_bytes() == b"old"
 
 

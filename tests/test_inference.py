@@ -112,7 +112,7 @@ def test_bad_files_are_named_and_the_others_go_on(checkpoint, tmp_path, capsys):
     (["--checkpoint", "{good}", "--audio", "x.wav", "--alpha", "-1"], "--alpha -1.0 must be at least 0"),
     (["--checkpoint", "{good}", "--audio", "x.wav", "--beta", "nan"], "--beta nan must be finite"),
     (["--checkpoint", "{good}", "--audio", "x.wav", "--segment_seconds", "0.1"], "--segment_seconds 0.1 must be at"),
-    (["--checkpoint", "{good}", "--audio", "x.wav", "--token_min", "1"], "--token_min 1.0 is a log-probability"),
+    (["--checkpoint", "{good}", "--audio", "x.wav", "--token_min_logp", "1"], "--token_min_logp 1.0 is a log-"),
     (["--checkpoint", "{good}", "--audio", "x.wav", "--skip_blanks", "98"], "--skip_blanks 98.0 is a probability"),
     (["--checkpoint", "{good}", "--audio", "x.wav", "--config", "absent.yaml"], "absent.yaml: No such file"),
     (["--checkpoint", "{good}", "--audio", str(SPEECH[0]), "--decoder", "beam", "--lm", "absent.arpa"],

@@ -11,7 +11,7 @@ from models.components.attention import ATTENTIONS, near_diagonal
 from models.listener import PyramidalLayer
 from models.speller import sample
 from utils.decoding.beam_search import beam_search
-from utils.decoding.options import Decoder, Decoding
+from utils.decoding.options import Decoder, DecodingOptions
 
 
 def las(**options) -> Recognizer:
@@ -41,7 +41,7 @@ def test_attention_weights(kind):
     attention, lengths = ATTENTIONS[kind](6, 8, 12), torch.tensor([5, 2])
     frames, query = torch.randn(2, 5, 8), torch.randn(2, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        memory = attention.remember(frames, lengths)
+        memory = attention.precompute(frames, lengths)
         context, weights = attention(query, memory, torch.zeros(2, 5))
     assert weights.dtype == context.dtype == torch.float32
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
@@ -53,7 +53,7 @@ def test_attention_weights(kind):
 def test_location_attention_knows_where_it_looked():
     torch.manual_seed(0)
     attention = ATTENTIONS["location"](6, 8, 12)
-    memory = attention.remember(torch.randn(1, 20, 8), torch.tensor([20]))
+    memory = attention.precompute(torch.randn(1, 20, 8), torch.tensor([20]))
     query, here, there = torch.randn(1, 6), F.one_hot(torch.tensor([3]), 20).float(), F.one_hot(torch.tensor([16]), 20)
     assert not torch.allclose(attention(query, memory, here)[1], attention(query, memory, there.float())[1])
 
@@ -67,7 +67,7 @@ def test_steps_are_the_teacher_forced_pass(options):
     with torch.no_grad():
         encoding = network.encode(batch.waveforms, batch.sample_counts)
         expected, weights = network.spell(encoding, batch)
-        memory = network.speller.attention.remember(encoding.frames, encoding.lengths)
+        memory = network.speller.attention.precompute(encoding.frames, encoding.lengths)
         state = network.speller.start(memory)
         inputs = F.pad(batch.tokens, (1, 0), value=network.tokenizer.sos)
         for u in range(inputs.shape[1]):
@@ -84,7 +84,7 @@ def test_blank_and_start_are_never_spelled():
 
 
 def test_scheduled_sampling_ramps_up_and_leaves_evaluation_alone(monkeypatch):
-    network, rates = las(sampling_rate=0.4, sampling_ramp=100), []
+    network, rates = las(scheduled_sampling=0.4, scheduled_sampling_steps=100), []
     batch = make_batch(network, speech())
     encoding = network.encode(batch.waveforms, batch.sample_counts)
     spell = type(network.speller).forward
@@ -99,7 +99,7 @@ def test_scheduled_sampling_ramps_up_and_leaves_evaluation_alone(monkeypatch):
 def test_sampled_inputs_replace_the_references():
     """At a rate of 1 the reference's characters, after the start, change nothing."""
     network = las(dropout=0.0)
-    memory = network.speller.attention.remember(torch.randn(1, 6, 24), torch.tensor([6]))
+    memory = network.speller.attention.precompute(torch.randn(1, 6, 24), torch.tensor([6]))
     outputs = []
     for tokens in ([30, 4, 5, 6], [30, 9, 8, 7]):
         for rate in (1.0, 0.0):
@@ -164,7 +164,7 @@ def test_diagonality_tells_aligned_attention_from_a_blur():
 def test_searching_a_batch_is_searching_each(options):
     network = las()
     batch = make_batch(network, speech())
-    with torch.no_grad(), Decoder(Decoding(**options), network.tokenizer) as decoder:
+    with torch.no_grad(), Decoder(DecodingOptions(**options), network.tokenizer) as decoder:
         together = network.search(network.encode(batch.waveforms, batch.sample_counts), decoder)
         for i, found in enumerate(together):
             waveform = batch.waveforms[i : i + 1, : batch.sample_counts[i]]
@@ -179,7 +179,7 @@ def test_a_wide_beam_scores_at_least_as_well_as_greedy():
     batch = make_batch(network, speech())
     with torch.no_grad():
         encoding = network.encode(batch.waveforms[:, :4000], batch.sample_counts.clamp(max=4000))
-        memory = network.speller.attention.remember(encoding.frames, encoding.lengths)
+        memory = network.speller.attention.precompute(encoding.frames, encoding.lengths)
         best = []
         for width in (1, 64):
             wide = memory.repeat(width)
@@ -191,7 +191,7 @@ def test_a_wide_beam_scores_at_least_as_well_as_greedy():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"ctc_weight": 1.0}, "ctc_weight 1.0"), ({"sampling_rate": -0.1}, "sampling_rate -0.1"),
+    ({"ctc_weight": 1.0}, "ctc_weight 1.0"), ({"scheduled_sampling": -0.1}, "scheduled_sampling -0.1"),
     ({"attention": "multihead", "attention_size": 10}, "heads must divide")])
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from models import Recognizer
 from models.components.convolution import LookaheadConv
 from models.components.features import LogMel, frame_moments
 from models.components.masks import mask_frames, reverse_frames
-from models.components.recurrent import RecurrentLayer, SequenceBatchNorm
+from models.components.recurrent import RecurrentBlock, SequenceBatchNorm
 from models.components.specaugment import SpecAugment
 from utils.audio import load_audio
 
@@ -29,7 +29,7 @@ def test_reverse_frames_is_its_own_inverse():
 @pytest.mark.parametrize(("kind", "cls"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
 def test_two_directions_match_packed_sequences(kind, cls):
     torch.manual_seed(0)
-    layer = RecurrentLayer(6, 5, rnn_type=kind, bidirectional=True, norm="layer", dropout=0.0, scan="linear")
+    layer = RecurrentBlock(6, 5, rnn_type=kind, bidirectional=True, norm="layer", dropout=0.0, scan="linear")
     packed = cls(6, 5, batch_first=True, bidirectional=True)
     state = {**layer.forwards.state_dict(),
              **{f"{name}_reverse": value for name, value in layer.backwards.state_dict().items()}}
@@ -67,7 +67,7 @@ def test_lookahead_is_the_papers_sum():
 def test_unidirectional_network_sees_only_its_context():
     """A change after the lookahead's horizon cannot reach a frame; the features look at their own window."""
     network = tiny_network("lookahead").eval()
-    network.features.normalization = "none"
+    network.features.feature_norm = "none"
     waveform = torch.randn(1, 32_000) * 0.1
     changed = waveform.clone()
     changed[:, 20_000:] = 0.0
@@ -81,7 +81,7 @@ def test_unidirectional_network_sees_only_its_context():
 
 
 def test_known_network_has_14_233_053_parameters():
-    network = Recognizer.build("deepspeech2", n_mels=128, time_stride=2, conv_channels=32, cnn_layers=2,
+    network = Recognizer.build("deepspeech2", n_mels=128, time_stride=2, conv_channels=32, residual_blocks=2,
                                rnn_type="gru", rnn_size=512, rnn_layers=3, head="mlp")
     assert sum(p.numel() for p in network.parameters()) == 14_233_053
 
@@ -90,7 +90,7 @@ def test_known_network_has_14_233_053_parameters():
 def test_log_mel_is_torchaudios(n_mels):
     """The same energies as torchaudio's MelSpectrogram with the same frames, zeros beyond the ends."""
     waveform = load_audio(SPEECH[0])
-    ours = LogMel(n_mels=n_mels, normalization="none")
+    ours = LogMel(n_mels=n_mels, feature_norm="none")
     theirs = torchaudio.transforms.MelSpectrogram(n_fft=ours.n_fft, win_length=400, hop_length=160, n_mels=n_mels,
                                                   pad_mode="constant")
     features, lengths = ours(waveform[None], torch.tensor([len(waveform)]))
@@ -109,7 +109,7 @@ def test_normalisations():
         mean, variance = frame_moments(features, lengths)
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
         torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)
-    corpus = LogMel(normalization="global")
+    corpus = LogMel(feature_norm="global")
     corpus.fit_global_statistics(batches)
     frames = torch.cat([corpus(*batch)[0][0] for batch in batches])
     torch.testing.assert_close(frames.mean(0), torch.zeros(80), atol=1e-3, rtol=0)

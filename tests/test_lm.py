@@ -17,7 +17,7 @@ from test_download import serving
 from test_ngram import ARPA, BAD, CHARACTERS, emissions
 
 from utils.cli.parser import OneLineParser, add_constructor_flags, config_arguments
-from utils.decoding.options import Decoding
+from utils.decoding.options import DecodingOptions
 from utils.lm import commands as lm
 from utils.lm import tune as lm_tune
 from utils.lm.build import ngram_counts, read_sentences
@@ -304,7 +304,7 @@ def test_bad_downloads(server, tmp_path, capsys):
 
 
 def save_emissions(path: Path, **changes) -> Path:
-    """A dev set whose sounds leave open what the n-gram of test_ngram.py knows: after `see` comes `sea`."""
+    """A validation set whose sounds leave open what the n-gram of test_ngram.py knows: after `see` comes `sea`."""
     utterances = [{"id": str(i), "text": "see sea", "log_probs": emissions("see sea", swap="ea", seed=i)}
                   for i in range(6)]
     torch.save({"alphabet": CharTokenizer().alphabet, "seconds_per_frame": 0.04, "utterances": utterances} | changes,
@@ -329,8 +329,8 @@ def test_tune_finds_weights_that_help(tmp_path, model, capfd):
     assert (output.parent / "decoding.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(output.parent.iterdir())) == 2
     parser = OneLineParser()
-    add_constructor_flags(parser, Decoding)
-    assert Decoding(**vars(parser.parse_args(config_arguments(str(output), parser)))).lm == str(model)
+    add_constructor_flags(parser, DecodingOptions)
+    assert DecodingOptions(**vars(parser.parse_args(config_arguments(str(output), parser)))).lm == str(model)
 
 
 def test_tune_says_where_nothing_helps(tmp_path, model, capsys):
@@ -342,7 +342,7 @@ def test_tune_says_where_nothing_helps(tmp_path, model, capsys):
 
 
 def test_tune_asks_evaluate_for_emissions(tmp_path, model, monkeypatch, capsys):
-    """With the flags of the dev sets; its error becomes the only one."""
+    """With the flags of the validation sets; its error becomes the only one."""
     evaluate = tmp_path / "evaluate.py"
     evaluate.write_text("import shutil, sys\nprint('report')\nassert sys.argv[1:-1] == ['--checkpoint', "
                         f"{str(model)!r}, '--test_sets', 'a', 'b', '--data_root', 'there', '--save_emissions']\n"

@@ -48,7 +48,7 @@ def contents(archive: Path) -> tuple[dict, list[dict]]:
         return json.loads(pack.read("experiment.json")), messages
 
 
-def steps(messages: list[dict], name: str = "dev/wer") -> list[int]:
+def steps(messages: list[dict], name: str = "val/wer") -> list[int]:
     return [message["metric"]["step"] for message in messages if message.get("metric", {}).get("metricName") == name]
 
 
@@ -78,10 +78,10 @@ def test_an_offline_run_goes_on_in_its_experiment(tmp_path, capsys, server, monk
     assert {entry["resume_strategy"] for entry in metadata} == {"get_or_create"}
     assert [steps(part) for part in messages] == [[0], [1, 2]]
     text = json.dumps(messages[0])
-    assert all(name in text for name in ("dev/wer", "train/grad_norm", "posteriors", "samples-", "git_revision"))
+    assert all(name in text for name in ("val/wer", "train/grad_norm", "posteriors", "samples-", "git_revision"))
     monkeypatch.setenv("COMET_API_KEY", key)
     upload(second, first)
-    assert sorted(step for step, _ in server.metrics(key_of(output), "dev/wer")) == [0, 1, 2]
+    assert sorted(step for step, _ in server.metrics(key_of(output), "val/wer")) == [0, 1, 2]
     assert len(server.experiments) == 1
 
 
@@ -89,7 +89,7 @@ def test_an_online_run_goes_on_in_its_experiment(tmp_path, capsys, server):
     output = tmp_path / "run"
     for epochs in "13":
         train.main(arguments(output, "--epochs", epochs, *LOGGED))
-    assert [step for step, _ in server.metrics(key_of(output), "dev/wer")] == [1, 3, 5]
+    assert [step for step, _ in server.metrics(key_of(output), "val/wer")] == [1, 3, 5]
     assert len(server.experiments) == 1 and not archives(output)
     assert "Comet:" not in capsys.readouterr().out
 
@@ -146,7 +146,7 @@ def test_a_server_that_fails_in_the_middle(tmp_path, server, then):
     with start(*arguments(output, "--epochs", "12", *LOGGED, "--batch_size", "2")) as process:
         wait_for(process, "epoch   1")
         pace = time.monotonic() - started  # of the machine: a start and two epochs
-        while not server.metrics(key_of(output), "dev/wer"):
+        while not server.metrics(key_of(output), "val/wer"):
             time.sleep(0.05)
         server.stop() if then == "dies" else setattr(server, "mode", then)
         printed, _ = process.communicate(timeout=200)
@@ -156,7 +156,7 @@ def test_a_server_that_fails_in_the_middle(tmp_path, server, then):
     assert "not everything could be sent" in printed and f"comet upload {archive}" in printed
     assert_no_key(printed, tmp_path, server)
     metadata, messages = contents(archive)
-    sent = [step for step, _ in server.metrics(key_of(output), "dev/wer")]
+    sent = [step for step, _ in server.metrics(key_of(output), "val/wer")]
     assert sorted(sent + steps(messages)) == list(range(4, 60, 5))
     assert metadata["resume_strategy"] == "get_or_create" and metadata["offline_id"] == key_of(output)
 
@@ -177,7 +177,7 @@ def test_what_a_killed_run_logged_is_kept(tmp_path, capsys, server, monkeypatch,
     assert f"had not sent all: comet upload {killed}" in capsys.readouterr().out
     metadata, messages = contents(killed)
     assert metadata["offline_id"] == key == key_of(output) and len(resumed) == (not online)
-    sent = [step for step, _ in server.metrics(key, "dev/wer")] if online else []
+    sent = [step for step, _ in server.metrics(key, "val/wer")] if online else []
     assert {1, 3, 5} <= {*sent, *steps(messages)}
 
 

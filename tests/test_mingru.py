@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from models.components.masks import reverse_frames
-from models.components.recurrent import Recurrence
+from models.components.recurrent import RecurrentLayer
 from models.mingru import tiled as mingru_tiled
 from models.mingru.layer import MinGRU, directional_states, g, parallel_linear, parallel_log, sequential
 from models.mingru.tiled import TiledScan, advance
@@ -162,7 +162,7 @@ def test_initial_state_of_the_sequential_form():
 def test_two_directions_are_two_layers():
     """One product for both is a layer, and another over the reversed frames; checkpoints keep their two names."""
     torch.manual_seed(0)
-    layer = Recurrence(6, 5, rnn_type="mingru")
+    layer = RecurrentLayer(6, 5, rnn_type="mingru")
     assert set(layer.state_dict()) == {f"{way}.linear.{part}" for way in ("forwards", "backwards")
                                        for part in ("weight", "bias")}
     x, lengths = torch.randn(3, 9, 6), torch.tensor([9, 1, 6])

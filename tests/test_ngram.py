@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.decoding.ctc_beam import CTCBeamSearch
-from utils.decoding.options import Decoding
+from utils.decoding.options import DecodingOptions
 from utils.lm.ngram import BINARY, SPACE, LanguageModelError, NGram, arpa_lines, check_words, quiet_stderr, read_words
 from utils.tokenizer import CharTokenizer
 
@@ -138,7 +138,7 @@ def test_bad_files_are_refused(tmp_path, kind):
     path = tmp_path / "x.arpa"
     if content is not None:
         write(path, content)
-    options = Decoding(decoder="beam", lm=str(path))
+    options = DecodingOptions(decoder="beam", lm=str(path))
     for load in (lambda: NGram(path, TOKENIZER), lambda: CTCBeamSearch(options, TOKENIZER)):
         with pytest.raises(LanguageModelError) as error:
             load()
@@ -186,7 +186,7 @@ def test_both_searches_find_the_same_texts_with_an_ngram(tmp_path):
     padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
     texts = {}
     for backend in ("native", "pyctcdecode"):
-        options = Decoding(decoder="beam", lm=str(path), alpha=1.0, beta=0.5, decoder_backend=backend)
+        options = DecodingOptions(decoder="beam", lm=str(path), alpha=1.0, beta=0.5, decoder_backend=backend)
         with quiet_stderr():
             search = CTCBeamSearch(options, TOKENIZER)
         texts[backend] = [best[0][0] for best in search(padded, lengths)]

@@ -39,7 +39,7 @@ def test_two_processes_are_one(tmp_path, model):
         largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
         for i, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][i], gradient, atol=1e-5 * largest, rtol=1e-3, msg=f"{name} {i}")
-        for metric in ("dev/loss", "dev/wer", "dev/cer", "test/wer"):
+        for metric in ("val/loss", "val/wer", "val/cer", "test/wer"):
             expected, found = (history(tmp_path / run_name)[metric] for run_name in ("whole", name))
             assert found == pytest.approx(expected, rel=1e-4 if "loss" in metric else 1e-9), (name, metric)
 
@@ -57,7 +57,7 @@ def test_error_rates_do_not_depend_on_the_number_of_processes(tmp_path):
                               "--cpu_processes", processes))
         assert done.returncode == 0, done.stderr
         results.append({**json.loads((tmp_path / processes / "results.json").read_text())["test"], "checkpoint": ""})
-        results[-1]["dev"] = history(tmp_path / processes)["dev/wer"]
+        results[-1]["dev"] = history(tmp_path / processes)["val/wer"]
     assert results[0] == results[1] == results[2] and results[0]["utterances"] == 5 and results[0]["errors"] > 20
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from training_runs import arguments, assert_same_end, checkpoint, run, start, wait_for
 
 import train
-from data.sampler import Layout
+from data.sampler import BatchConfig
 from models.lightning_module import SpeechModule
 from utils.checkpoint.reading import newest_checkpoint
 
@@ -23,7 +23,8 @@ NETWORKS = {  # every kind of recurrence, and all that is random in training
     "gru": ("deepspeech2", ["--rnn_type", "gru"]),
     "lstm": ("deepspeech2", ["--rnn_type", "lstm"]),
     "mingru": ("deepspeech2", ["--rnn_type", "mingru", "--ema_decay", "0.9"]),
-    "las": ("las", ["--sampling_rate", "0.5", "--sampling_ramp", "4", "--guided_weight", "1", "--ema_decay", "0.9"]),
+    "las": ("las", ["--scheduled_sampling", "0.5", "--scheduled_sampling_steps", "4", "--guided_weight", "1",
+                    "--ema_decay", "0.9"]),
 }
 
 
@@ -108,7 +109,7 @@ def test_an_epoch_goes_on_in_fewer_processes(tmp_path, monkeypatch):
     done = run(*arguments(tmp_path / "two", *flags, "--epochs", "1", "--cpu_processes", "2"))
     assert done.returncode == 0, done.stderr
     (*layout, batches), = checkpoint(tmp_path / "two", "periodic")["LibriSpeechDataModule"]["parts"]
-    assert Layout(*layout).processes == 2 and batches == 4
+    assert BatchConfig(*layout).processes == 2 and batches == 4
     resumed = record_utterances(monkeypatch)
     path = str(tmp_path / "two" / "checkpoints" / "periodic.ckpt")
     train.main(arguments(tmp_path / "one", *flags, "--epochs", "2", "--checkpoint_path", path))

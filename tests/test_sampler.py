@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.sampler import DurationBatchSampler, Layout, Part
+from data.sampler import BatchConfig, DurationBatchSampler, EpochSegment
 
 
 def durations(count: int, seed: int = 0) -> list[float]:
@@ -19,7 +19,7 @@ def durations(count: int, seed: int = 0) -> list[float]:
 def samplers(seconds: list[float], world: int = 1, **options) -> list[DurationBatchSampler]:
     """One sampler a process."""
     options = {"batch_size": 8, "batch_seconds": None, "shuffle": True, **options}
-    layout = Layout(options.pop("batch_size"), options.pop("batch_seconds"), world)
+    layout = BatchConfig(options.pop("batch_size"), options.pop("batch_seconds"), world)
     return [DurationBatchSampler(seconds, layout, rank=rank, **options) for rank in range(world)]
 
 
@@ -110,7 +110,8 @@ def test_more_processes_than_utterances_are_refused():
         samplers([1.0, 2.0], 3)
 
 
-LAYOUTS = [Layout(7), Layout(5, None, 2), Layout(1, 40.0, 3), Layout(3, None, 1), Layout(1, 90.0, 2)]
+LAYOUTS = [BatchConfig(7), BatchConfig(5, None, 2), BatchConfig(1, 40.0, 3), BatchConfig(3, None, 1),
+           BatchConfig(1, 90.0, 2)]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 3), (3, 2, 4), (0, 2, 1, 4), (4, 1, 4)], ids=str)
@@ -126,7 +127,7 @@ def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order):
         assert {len(sampler) for sampler in processes} == {len(batches[0]) + sum(part.batches for part in parts)}
         count = len(batches[0]) if last else 4
         seen += [index for process in batches for batch in process[:count] for index in batch]
-        parts = [*parts, Part(layout, count)]
+        parts = [*parts, EpochSegment(layout, count)]
     assert sorted(seen) == list(range(300))
     for sampler in processes:
         sampler.set_epoch(epoch + 1)
@@ -136,16 +137,16 @@ def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order):
 def test_the_same_batches_go_on_as_they_were():
     whole, = samplers(durations(300))
     whole.set_epoch(2)
-    parts = [Part(Layout(8), 11)]
-    resumed = DurationBatchSampler(durations(300), Layout(8), shuffle=True, resumed=(2, parts))
+    parts = [EpochSegment(BatchConfig(8), 11)]
+    resumed = DurationBatchSampler(durations(300), BatchConfig(8), shuffle=True, resumed=(2, parts))
     assert list(resumed) == list(whole)[11:] and len(resumed) == len(whole)
 
 
 def test_what_is_left_must_suffice_for_the_processes():
     seconds = durations(20)
-    parts = [Part(Layout(1), 19)]
+    parts = [EpochSegment(BatchConfig(1), 19)]
     with pytest.raises(ValueError, match="^1 utterances cannot be shared by 2 processes$"):
-        DurationBatchSampler(seconds, Layout(1, None, 2), shuffle=True, resumed=(0, parts))
+        DurationBatchSampler(seconds, BatchConfig(1, None, 2), shuffle=True, resumed=(0, parts))
 
 
 class Listener(lightning.LightningModule):

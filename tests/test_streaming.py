@@ -17,7 +17,7 @@ from utils.audio import load_audio
 def causal_network(**options) -> Recognizer:
     torch.manual_seed(0)
     network = Recognizer.build("deepspeech2", **{**TINY["deepspeech2"], "bidirectional": False,
-                                                 "normalization": "global", **options}).eval()
+                                                 "feature_norm": "global", **options}).eval()
     waveform = load_audio(SPEECH[0])
     network.features.fit_global_statistics([(waveform[None], torch.tensor([len(waveform)]))])
     with torch.no_grad():  # an untrained network writes blanks only; this one writes
@@ -27,7 +27,7 @@ def causal_network(**options) -> Recognizer:
 
 @pytest.mark.parametrize("chunk", [160, 1_777, 4_000, 40_000])
 @pytest.mark.parametrize("options", [{"rnn_type": "mingru"}, {"rnn_type": "gru", "time_stride": 4, "lookahead": 5},
-                                     {"rnn_type": "lstm", "lookahead": 0, "cnn_layers": 2}], ids=str)
+                                     {"rnn_type": "lstm", "lookahead": 0, "residual_blocks": 2}], ids=str)
 def test_a_stream_gives_the_text_of_the_whole(options, chunk):
     network, waveform = causal_network(**options), load_audio(SPEECH[0])
     expected, = network.transcribe([waveform])
@@ -60,7 +60,7 @@ def test_memory_does_not_grow():
 
 
 @pytest.mark.parametrize(("variant", "message"), [
-    ("mingru", "train with --no-bidirectional --normalization global"), ("las", "train --model deepspeech2")])
+    ("mingru", "train with --no-bidirectional --feature_norm global"), ("las", "train --model deepspeech2")])
 def test_networks_that_need_the_whole_are_refused(variant, message):
     with pytest.raises(StreamingError, match=message):
         StreamingRecognizer(tiny_network(variant))

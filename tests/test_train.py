@@ -36,14 +36,14 @@ def test_a_run_leaves_its_results(unbroken):
     history = [json.loads(line) for line in (unbroken / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [0, 1, 2]
     logged = {"train/loss", "train/grad_norm", "train/audio_seconds_per_second", "train/padding", "train/data_wait",
-              "learning_rate", "dev/wer", "dev/cer", "dev/loss", "test/wer"}
+              "learning_rate", "val/wer", "val/cer", "val/loss", "test/wer"}
     assert logged <= history[-1].keys()
     assert "reference" in (unbroken / "samples" / "samples.txt").read_text()
     assert (unbroken / "samples" / "posteriors.png").stat().st_size > 10_000
 
 
 def test_the_last_checkpoint_is_the_last(tmp_path):
-    """Five epochs, of which three are kept as the best: the last one is kept besides, whatever its dev WER."""
+    """Five epochs, of which three are kept as the best: the last one is kept besides, whatever its val WER."""
     train.main(arguments(tmp_path / "run", "--epochs", "5"))
     kept = list((tmp_path / "run" / "checkpoints").glob("epoch*.ckpt"))
     assert len(kept) == 3
@@ -171,7 +171,7 @@ def test_a_wrong_flag_is_named(flags, message):
     (["--strategy", "deepspeed"], "must have DeepSpeed installed"),
     (["--strategy", "ddp_spawn"], "take ddp"),
     (["--strategy", "fsdp", "--ema_decay", "0.9"], "no process with all the weights"),
-    (["--gradient_checkpointing", "--norm", "batch"], "would count every batch twice"),
+    (["--gradient_checkpointing", "--rnn_norm", "batch"], "would count every batch twice"),
 ])
 def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit, match="2"):
@@ -204,7 +204,7 @@ def test_gradient_checkpointing_changes_no_number(tmp_path, network):
 
 
 def test_the_mean_of_the_last_epochs(tmp_path, capsys):
-    """It is validated like any other checkpoint, and tested only where its dev WER is lower."""
+    """It is validated like any other checkpoint, and tested only where its val WER is lower."""
     train.main(arguments(tmp_path / "run", "--epochs", "5", "--average_last", "3", "-lr", "3e-3"))
     folder = tmp_path / "run" / "checkpoints"
     recent = sorted(folder.glob("recent*.ckpt"))
@@ -213,7 +213,7 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
     name = "network.project.weight"
     mean = sum(torch.load(path, weights_only=True)["state_dict"][name] for path in recent) / 3
     torch.testing.assert_close(averaged[name], mean)
-    assert "mean of the last 3 epochs: dev WER" in (said := capsys.readouterr().out)
+    assert "mean of the last 3 epochs: val WER" in (said := capsys.readouterr().out)
     tested = Path(json.loads((tmp_path / "run" / "results.json").read_text())["test"]["checkpoint"])
     assert (tested.name == "averaged.ckpt") == (", now the best" in said)
     assert tested == (folder / "best.ckpt").resolve()
@@ -261,4 +261,4 @@ def test_compiled_layers_give_the_same_losses(tmp_path):
     histories = [[json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
                  for name in ("eager", "compiled")]
     for eager, compiled in zip(*histories, strict=True):
-        assert compiled["dev/loss"] == pytest.approx(eager["dev/loss"], rel=1e-3)
+        assert compiled["val/loss"] == pytest.approx(eager["val/loss"], rel=1e-3)

@@ -10,7 +10,7 @@ from models import Transcriber
 from models.inference.transcriber import cut_at_spaces, join_windows, segments
 from utils.audio import AudioError, load_audio, read_windows
 from utils.decoding.alignment import align_ctc
-from utils.decoding.options import Decoding
+from utils.decoding.options import DecodingOptions
 from utils.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -143,7 +143,7 @@ def test_arrays_are_transcribed_like_files():
 
 @pytest.mark.parametrize("variant", ["mingru", "las"])
 def test_n_best_candidates(variant):
-    with Transcriber(tiny_network(variant), Decoding(decoder="beam", beam_size=8, nbest=3)) as transcriber:
+    with Transcriber(tiny_network(variant), DecodingOptions(decoder="beam", beam_size=8, nbest=3)) as transcriber:
         transcript = transcriber.transcribe(SPEECH[0])
     scores = [candidate.score for candidate in transcript.candidates]
     assert 1 <= len(scores) <= 3 and scores == sorted(scores, reverse=True)

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from utils.errors import shown
+from utils.errors import printable
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
@@ -29,7 +29,7 @@ class AudioError(ValueError):
     """A sound file that cannot be used; the message is one line and begins with its path."""
 
     def __init__(self, path, reason: str):
-        super().__init__(f"{shown(path)}: {reason}")
+        super().__init__(f"{printable(path)}: {reason}")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self):  # so that a data worker can send it to the main process

@@ -1,7 +1,7 @@
 """What strangers wrote, such as names of files, fit to stand in one line on any terminal."""
 
 
-def shown(text, longest: int | None = None) -> str:
+def printable(text, longest: int | None = None) -> str:
     """`text` with line ends, control characters and what UTF-8 cannot hold as escapes; its beginning if it is long."""
     text = str(text)
     if longest is not None and len(text) > longest:

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from data.index import LONGEST_LINE, DataError, Entry, read_lines
-from utils.errors import shown
+from utils.errors import printable
 
 
 def list_entries(manifest: Path) -> tuple[list[Entry], dict[str, list[str]]]:
@@ -28,7 +28,7 @@ def list_entries(manifest: Path) -> tuple[list[Entry], dict[str, list[str]]]:
             try:
                 entries += _entries(line, manifest.parent)
             except (ValueError, RecursionError) as error:
-                faults["with a bad manifest line"].append(f"line {number}: {shown(error, 200)}")
+                faults["with a bad manifest line"].append(f"line {number}: {printable(error, 200)}")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{manifest}: cannot be read as a JSON-lines manifest ({error})") from None
     return entries, faults

@@ -1,6 +1,6 @@
 """Attention over encoder frames: which of them a speller's state looks at.
 
-`Attention.remember` does once an utterance what no step changes; a call is then one step of the
+`Attention.precompute` does once an utterance what no step changes; a call is then one step of the
 speller. Energies, softmax and the weighted sum run in float32 under every precision.
 """
 
@@ -44,7 +44,7 @@ class Attention(nn.Module, ABC):
         self.query = nn.Linear(query_size, size)
         self.key = nn.Linear(memory_size, size, bias=False)
 
-    def remember(self, frames: Tensor, lengths: Tensor) -> Memory:
+    def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
         """(B, T, H) encoder frames and (B,) lengths to what every step reads."""
         return Memory(self.key(frames).float(), frames.float(), length_mask(lengths, frames.shape[1]))
 
@@ -55,7 +55,7 @@ class Attention(nn.Module, ABC):
 
         Args:
             query: (B, Q) the speller's state.
-            memory: of `remember`.
+            memory: of `precompute`.
             previous: (B, T) weights of the step before, zeros at first.
             product: with what every step reads, where there are several (`models.components.unrolled`).
 
@@ -68,7 +68,7 @@ class EnergyAttention(Attention):
 
     @abstractmethod
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
-        """(B, A) projected query, keys of `remember`, (B, T) weights of the step before to (B, T) energies."""
+        """(B, A) projected query, keys of `precompute`, (B, T) weights of the step before to (B, T) energies."""
 
     def forward(self, query: Tensor, memory: Memory, previous: Tensor,
                 product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
@@ -84,9 +84,9 @@ class EnergyAttention(Attention):
 class ContentAttention(EnergyAttention):
     """Dot product of two one-layer perceptrons (Chan et al. 2015, section 3.2): <phi(s), psi(h)>."""
 
-    def remember(self, frames: Tensor, lengths: Tensor) -> Memory:
+    def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
         """The keys are psi(h), (B, A, T)."""
-        memory = super().remember(frames, lengths)
+        memory = super().precompute(frames, lengths)
         return memory._replace(keys=memory.keys.tanh().mT)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
@@ -138,9 +138,9 @@ class MultiHeadAttention(Attention):
         self.value = nn.Linear(memory_size, memory_size)
         self.output = nn.Linear(memory_size, memory_size)
 
-    def remember(self, frames: Tensor, lengths: Tensor) -> Memory:
+    def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
         """Keys and values, each of which the heads share out among them."""
-        return super().remember(frames, lengths)._replace(values=self.value(frames).float())
+        return super().precompute(frames, lengths)._replace(values=self.value(frames).float())
 
     def forward(self, query: Tensor, memory: Memory, previous: Tensor,
                 product: Product = torch.matmul) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class ConvStem(nn.Module):
         return length
 
 
-class ResidualCNN(nn.Module):
+class ResidualBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016): twice norm, GELU, dropout, convolution."""
 
     def __init__(self, channels: int, features: int, dropout: float):
@@ -77,7 +77,7 @@ class ResidualCNN(nn.Module):
         return x + residual
 
 
-class ResCNN(nn.Module):
+class ConvFrontend(nn.Module):
     """The convolutional front end of both models: a strided stem, then residual blocks."""
 
     def __init__(self, channels: int, n_mels: int, blocks: int, *, time_stride: int, dropout: float):
@@ -85,7 +85,7 @@ class ResCNN(nn.Module):
         self.time_stride = time_stride
         self.stem = ConvStem(channels, time_stride)
         bins = self.stem.output_length(n_mels)
-        self.blocks = nn.ModuleList(ResidualCNN(channels, bins, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(channels, bins, dropout) for _ in range(blocks))
         self.outputs = channels * bins
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

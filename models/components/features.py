@@ -11,7 +11,7 @@ from torchaudio.functional import melscale_fbanks
 from models.components.masks import length_mask
 from utils.audio import SAMPLE_RATE
 
-Normalization = Literal["utterance", "global", "none"]
+FeatureNorm = Literal["utterance", "global", "none"]
 MOST_MELS = 512
 FLOOR = 1e-6  # of mel energies, for samples in [-1, 1]: about the noise of 16-bit audio
 VARIANCE_FLOOR = 1e-5
@@ -26,9 +26,9 @@ class LogMel(nn.Module):
     """
 
     def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
-                 normalization: Normalization = "utterance", sample_rate: int = SAMPLE_RATE):
+                 feature_norm: FeatureNorm = "utterance", sample_rate: int = SAMPLE_RATE):
         super().__init__()
-        self.normalization = normalization
+        self.feature_norm = feature_norm
         self.window = round(sample_rate * window_ms / 1000)  # samples
         self.hop = round(sample_rate * hop_ms / 1000)  # samples
         if not 0 < self.hop <= self.window <= sample_rate:
@@ -74,9 +74,9 @@ class LogMel(nn.Module):
         return mel.clamp_min(FLOOR).log_()
 
     def _normalize(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
-        if self.normalization == "none":
+        if self.feature_norm == "none":
             return log_mel
-        if self.normalization == "global":
+        if self.feature_norm == "global":
             return (log_mel - self.mean).mul_(self.scale)
         mean, variance = frame_moments(log_mel, lengths)  # (B, 1, F) each
         return (log_mel - mean).mul_((variance + VARIANCE_FLOOR).rsqrt())

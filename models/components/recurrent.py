@@ -39,21 +39,21 @@ class SequenceLayerNorm(nn.LayerNorm):
 NORMS = {"layer": SequenceLayerNorm, "batch": SequenceBatchNorm}
 
 
-def recurrence(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanSpace) -> nn.Module:
+def build_rnn(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanSpace) -> nn.Module:
     """One direction of one layer: (B, T, input_size) to a tuple that begins with (B, T, hidden_size)."""
     if rnn_type == "mingru":
         return MinGRU(input_size, hidden_size, scan=scan)
     return {"gru": nn.GRU, "lstm": nn.LSTM}[rnn_type](input_size, hidden_size, batch_first=True)
 
 
-class Recurrence(nn.Module):
+class RecurrentLayer(nn.Module):
     """A recurrent layer in one or two directions, which are concatenated."""
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool = True,
                  scan: ScanSpace = "linear"):
         super().__init__()
-        self.forwards = recurrence(rnn_type, input_size, hidden_size, scan)
-        self.backwards = recurrence(rnn_type, input_size, hidden_size, scan) if bidirectional else None
+        self.forwards = build_rnn(rnn_type, input_size, hidden_size, scan)
+        self.backwards = build_rnn(rnn_type, input_size, hidden_size, scan) if bidirectional else None
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, input_size) to (B, T, directions * hidden_size)."""
@@ -67,7 +67,7 @@ class Recurrence(nn.Module):
         return torch.cat([out, reverse_frames(reverse, lengths)], dim=-1)
 
 
-class RecurrentLayer(Recurrence):
+class RecurrentBlock(RecurrentLayer):
     """norm -> GELU -> recurrence -> dropout."""
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.components.recurrent import RecurrentLayer
+from models.components.recurrent import RecurrentBlock
 from models.deepspeech2 import DeepSpeech2
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, from_samples
@@ -115,13 +115,13 @@ def refuse_unless_causal(network: Recognizer) -> None:
     if not isinstance(network, DeepSpeech2):
         raise StreamingError(f"a {network.name} network needs the whole recording; train --model deepspeech2")
     wanted = {"bidirectional": "--no-bidirectional"} if network.config["bidirectional"] else {}
-    if network.config["normalization"] == "utterance":
-        wanted["normalization"] = "--normalization global"
+    if network.config["feature_norm"] == "utterance":
+        wanted["feature_norm"] = "--feature_norm global"
     if wanted:
         raise StreamingError(f"this network needs the whole recording; train with {' '.join(wanted.values())}")
 
 
-def advance_layer(layer: RecurrentLayer, x: Tensor, state) -> tuple[Tensor, object]:
+def advance_layer(layer: RecurrentBlock, x: Tensor, state) -> tuple[Tensor, object]:
     """(1, T, H) next frames of a unidirectional layer and its state to its outputs and the state after."""
     lengths = torch.tensor([x.shape[1]])
     return layer.forwards(F.gelu(layer.norm(x, lengths)), state)

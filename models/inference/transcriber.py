@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, SILENCE, AudioError, from_samples, read_windows
-from utils.decoding.options import Decoder, Decoding
+from utils.decoding.options import Decoder, DecodingOptions
 from utils.types import Candidate, Transcript, Word
 
 STEP, OVERLAP = 30, 6  # seconds; what lasts no longer than their sum is heard at once
@@ -43,13 +43,13 @@ class Transcriber:
     Raises CheckpointError, and ValueError where segment_seconds is below 1: no pause would be found in so little.
     """
 
-    def __init__(self, network, decoding: Decoding | None = None, *, batch_size: int = 8,
+    def __init__(self, network, decoding: DecodingOptions | None = None, *, batch_size: int = 8,
                  segment_seconds: float = 15.0, device: str | torch.device = "cpu"):
         if not segment_seconds >= 1:
             raise ValueError(f"--segment_seconds {segment_seconds:g} must be at least 1")
         network = network if isinstance(network, Recognizer) else Recognizer.from_checkpoint(network, device)
         self.network = network.eval()
-        self.decoder = Decoder(decoding or Decoding(), self.network.tokenizer)
+        self.decoder = Decoder(decoding or DecodingOptions(), self.network.tokenizer)
         self.batch_size, self.segment_seconds = batch_size, segment_seconds
         frame = self.network.ctc_frame_samples
         whole = math.lcm(frame, SAMPLE_RATE) // SAMPLE_RATE  # seconds that are whole frames
@@ -103,7 +103,7 @@ class Transcriber:
             try:
                 waveforms = (read_windows(recording, step=self.step, overlap=OVERLAP) if named
                              else _windows_of(from_samples(np.asarray(recording), SAMPLE_RATE), self.step, OVERLAP))
-                if self.network.spells:
+                if self.network.autoregressive:
                     waveforms = segments(_without_overlap(waveforms), self.segment_seconds)
                 else:
                     waveforms = ((i * self.step, waveform) for i, waveform in enumerate(waveforms))
@@ -128,7 +128,7 @@ class Transcriber:
         counts = torch.tensor([len(waveform) for waveform in waveforms], device=device)
         encoding = self.network.encode(pad_sequence(waveforms, batch_first=True).to(device), counts)
         silent = [bool(waveform.abs().max() <= SILENCE) for waveform in waveforms]
-        if not self.network.spells:
+        if not self.network.autoregressive:
             log_probs, lengths = self.network.ctc_log_probs(encoding)
             log_probs = torch.cat([log_probs, self.network.alignment_log_probs(encoding)], dim=-1)
             return [_blank_only(one[:length]) if nothing else one[:length].cpu()
@@ -140,7 +140,7 @@ class Transcriber:
 
     def _join(self, name: str, heard: list[tuple[float, object]], seconds: float) -> Transcript:
         """What was heard from each start on in a recording of so many seconds, as one transcript."""
-        if self.network.spells:
+        if self.network.autoregressive:
             pieces = [(start, *output) for start, output in heard]
         else:
             outputs = [output for _, output in heard]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from utils.checkpoint.safetensors_io import SUFFIX, SafetensorsError, read_network, write_network
-from utils.checkpoint.validation import VettingError, vet_archive, vet_network, vet_tensors
+from utils.checkpoint.validation import ValidationError, check_archive, check_network, check_tensors
 from utils.cli.parser import OneLineParser, UsageError, fail
-from utils.errors import shown
-from utils.files.atomic import write_whole
+from utils.errors import printable
+from utils.files.atomic import atomic_write
 
 PREFIX = "network."  # of the network's weights in a checkpoint
 DAMAGE = (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, AssertionError,
@@ -45,13 +45,14 @@ def read_checkpoint(path) -> dict:
         raise CheckpointError(path, "no such checkpoint file")
     try:
         checkpoint = (_read_exported if path.suffix == SUFFIX else _read_saved)(path)
-        vet_network(checkpoint.get("recognizer"), checkpoint.get("state_dict"))
-    except (VettingError, SafetensorsError) as error:
-        raise CheckpointError(path, shown(error, 200)) from None
+        check_network(checkpoint.get("recognizer"), checkpoint.get("state_dict"))
+    except (ValidationError, SafetensorsError) as error:
+        raise CheckpointError(path, printable(error, 200)) from None
     except pickle.UnpicklingError:
         raise CheckpointError(path, "not a checkpoint of this project: it holds more than plain values") from None
     except DAMAGE as error:
-        raise CheckpointError(path, f"not a checkpoint, or damaged ({shown(str(error) or 'cut off', 120)})") from None
+        reason = printable(str(error) or "cut off", 120)
+        raise CheckpointError(path, f"not a checkpoint, or damaged ({reason})") from None
     return checkpoint
 
 
@@ -65,9 +66,9 @@ def read_resumable(path) -> dict:
 
 
 def _read_saved(path: Path) -> dict:
-    vet_archive(path)
+    check_archive(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    vet_tensors(checkpoint, path.stat().st_size)
+    check_tensors(checkpoint, path.stat().st_size)
     return checkpoint
 
 
@@ -108,7 +109,7 @@ def newest_checkpoint(folder) -> Path:
 
 
 def best_checkpoints(folder, count: int) -> list[Path]:
-    """The `count` checkpoints with the lowest dev WER in `folder`, best first; the later one where two are equal.
+    """The `count` checkpoints with the lowest val WER in `folder`, best first; the later one where two are equal.
 
     Their names state it, `epochNNN-werX.XXXX.ckpt`. Raises CheckpointError where there are fewer.
     """
@@ -148,7 +149,7 @@ def write_averaged(paths: list, path) -> None:
             if name in ("recognizer", "pytorch-lightning_version", "epoch", "global_step")}
     content = io.BytesIO()
     torch.save({**kept, "state_dict": average_checkpoints(paths)}, content)
-    write_whole(path, content.getvalue())
+    atomic_write(path, content.getvalue())
 
 
 def _check_same_network(path, checkpoint: dict, first_path, first: dict) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from utils.files.atomic import write_whole
+from utils.files.atomic import atomic_write
 
 SUFFIX = ".safetensors"
 VERSION = "1"  # of the metadata: `format_version`, and `config` as JSON
@@ -25,7 +25,7 @@ def write_network(path, config: dict, weights: dict[str, Tensor]) -> None:
 
     apart = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # tied weights too
     metadata = {"format": "pt", "format_version": VERSION, "config": json.dumps(config)}
-    write_whole(Path(path), save(apart, metadata=metadata))
+    atomic_write(Path(path), save(apart, metadata=metadata))
 
 
 def read_network(path) -> tuple[dict, dict[str, Tensor]]:

@@ -17,32 +17,32 @@ CALLING = PLAIN | {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1",
 LARGEST_NUMBER = 100_000  # of a network's options: sizes, milliseconds, counts
 
 
-class VettingError(ValueError):
+class ValidationError(ValueError):
     """Why a file is not taken, without its path."""
 
 
-def vet_archive(path) -> None:
-    """Looks at the zip archive that torch.save writes. Raises VettingError, OSError, and what zipfile raises."""
+def check_archive(path) -> None:
+    """Looks at the zip archive that torch.save writes. Raises ValidationError, OSError, and what zipfile raises."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         archive.fp.seek(0, 2)
         if any(one.compress_type != zipfile.ZIP_STORED for one in members) or (
                 sum(one.file_size for one in members) > archive.fp.tell()):
-            raise VettingError("damaged: it states more bytes than it has")
+            raise ValidationError("damaged: it states more bytes than it has")
         for member in members:
             if member.filename.endswith(".pkl"):
-                _vet_pickle(archive.read(member))
+                _check_pickle(archive.read(member))
 
 
-def _vet_pickle(content: bytes) -> None:
+def _check_pickle(content: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in CALLING - PLAIN or (opcode.name == "GLOBAL" and not KNOWN.fullmatch(argument)):
             named = f" ({argument.replace(' ', '.')[:60]})" if isinstance(argument, str) else ""
-            raise VettingError(f"not a checkpoint of this project: it holds more than plain values{named}")
+            raise ValidationError(f"not a checkpoint of this project: it holds more than plain values{named}")
 
 
-def vet_tensors(content, size: int) -> None:
-    """Raises VettingError where the tensors in nested `content` take more than the `size` bytes of their file.
+def check_tensors(content, size: int) -> None:
+    """Raises ValidationError where the tensors in nested `content` take more than the `size` bytes of their file.
 
     A tensor may state any shape over a single number.
     """
@@ -51,9 +51,9 @@ def vet_tensors(content, size: int) -> None:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise VettingError(f"damaged: it states {tensor.numel():,} numbers where it has fewer")
+            raise ValidationError(f"damaged: it states {tensor.numel():,} numbers where it has fewer")
     if sum(storages.values()) > size:
-        raise VettingError("damaged: it states more numbers than it has bytes")
+        raise ValidationError("damaged: it states more numbers than it has bytes")
 
 
 def _tensors(content) -> Iterator[Tensor]:
@@ -68,16 +68,16 @@ def _tensors(content) -> Iterator[Tensor]:
             waiting += one.values() if isinstance(one, dict) else one
 
 
-def vet_network(recognizer, state_dict) -> None:
-    """Raises VettingError where these are no model's name with plain options, and no tensors by name."""
+def check_network(recognizer, state_dict) -> None:
+    """Raises ValidationError where these are no model's name with plain options, and no tensors by name."""
     if not isinstance(recognizer, dict) or not isinstance(recognizer.get("model"), str):
-        raise VettingError("not a checkpoint of this project (train.py writes those)")
+        raise ValidationError("not a checkpoint of this project (train.py writes those)")
     if not isinstance(state_dict, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
                                                    for name, value in state_dict.items()):
-        raise VettingError("not a checkpoint of this project (train.py writes those)")
+        raise ValidationError("not a checkpoint of this project (train.py writes those)")
     for name, value in recognizer.items():
         if not isinstance(name, str) or not _is_option(value):
-            raise VettingError(f"damaged: no network has such an option {str(name)[:40]!r}")
+            raise ValidationError(f"damaged: no network has such an option {str(name)[:40]!r}")
 
 
 def _is_option(value) -> bool:

@@ -9,7 +9,7 @@ import typing
 
 import yaml
 
-from utils.errors import shown
+from utils.errors import printable
 
 LARGEST_CONFIG = 64 << 10  # bytes
 
@@ -78,12 +78,12 @@ def config_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
     for key, value in read_yaml(path).items():
         action = options.get(f"--{key}")
         if action is None or key in ("config", "help"):
-            raise UsageError(f"{path}: {shown(key, 40)}: no such flag")
+            raise UsageError(f"{path}: {printable(key, 40)}: no such flag")
         try:
             words = _words(value, action, key)
             _check(words, action)
         except ValueError as error:  # UsageError among them; others of numbers with thousands of digits
-            raise UsageError(f"{path}: {key}: {shown(error, 500)}") from None
+            raise UsageError(f"{path}: {key}: {printable(error, 500)}") from None
         arguments += words
     return arguments
 
@@ -110,7 +110,7 @@ def read_yaml(path: str) -> dict:
     except UsageError:
         raise
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path}: not YAML: {shown(' '.join(str(error).split()), 200)}") from None
+        raise UsageError(f"{path}: not YAML: {printable(' '.join(str(error).split()), 200)}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{path}: must hold one `flag: value` a line")
     return content

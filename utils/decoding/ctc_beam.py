@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
-from utils.lm.ngram import SPACE, LanguageModelError, check_words, load_kenlm, quiet_stderr, read_words, unpacked
+from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
 from utils.tokenizer import CharTokenizer
 
 INSTALL = "pip install -r requirements.txt installs it"
@@ -28,7 +28,7 @@ class CTCBeamSearch:
     more word, in two more frames; what the programs score after that is the same for all texts.
 
     Args:
-        options: a `utils.decoding.options.Decoding`.
+        options: a `utils.decoding.options.DecodingOptions`.
         tokenizer: of the network; column i of its log-probabilities is token i.
         workers: utterances at a time; as many as there are cores by default.
 
@@ -98,7 +98,7 @@ class _Native:
             raise ImportError(f"--decoder_backend native needs ctc-beam-decoder; {INSTALL}") from None
         self.options = options
         if options.lm:
-            with unpacked(options.lm) as path, quiet_stderr():  # KenLM's progress bar
+            with decompressed(options.lm) as path, quiet_stderr():  # KenLM's progress bar
                 try:
                     self.decoder = ctc_beam_decoder.BeamSearchDecoder(
                         labels, kenlm_model_path=path, unigrams=words, alpha=options.alpha, beta=options.beta)
@@ -116,8 +116,8 @@ class _Native:
         if not len(array):  # which it refuses
             return []
         return self.decoder.decode_beams(
-            array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
-            token_min_logp=max(options.token_min, LOWEST), prune_history=options.nbest == 1,
+            array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune_logp,
+            token_min_logp=max(options.token_min_logp, LOWEST), prune_history=options.nbest == 1,
             hotwords=list(options.hotwords), hotword_weight=options.hotword_weight)
 
     def close(self) -> None:
@@ -142,8 +142,8 @@ class _PyCTCDecode:
     def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
         options = self.options
         return self.decoder.decode_beams_batch(
-            self.pool, arrays, beam_width=options.beam_size, beam_prune_logp=options.beam_prune,
-            token_min_logp=max(options.token_min, LOWEST), prune_history=options.nbest == 1,
+            self.pool, arrays, beam_width=options.beam_size, beam_prune_logp=options.beam_prune_logp,
+            token_min_logp=max(options.token_min_logp, LOWEST), prune_history=options.nbest == 1,
             hotwords=list(options.hotwords) or None, hotword_weight=options.hotword_weight)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from utils.types import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class DecodingOptions:
     """Greedy decoding, or beam search with or without an n-gram.
 
     Args:
@@ -24,8 +24,8 @@ class Decoding:
         lm: n-gram language model for beam search, KenLM's ARPA or binary format, .gz too.
         alpha: weight of the n-gram's log-probabilities; with lm_fusion rescore 0.008 in Chan et al.
         beta: bonus for each word (CTC models).
-        beam_prune: hypotheses that are so much worse than the best one are dropped, natural log (CTC models).
-        token_min: characters less likely than this in a frame are not tried, natural log (CTC models).
+        beam_prune_logp: hypotheses that are so much worse than the best one are dropped, natural log (CTC models).
+        token_min_logp: characters less likely than this in a frame are not tried, natural log (CTC models).
         skip_blanks: of frames in a row whose blank is likelier than this one is searched; 1 for all (CTC models).
         hotwords: words or phrases to favour (CTC models).
         hotword_weight: bonus for them (CTC models).
@@ -42,8 +42,8 @@ class Decoding:
     lm: str | None = None
     alpha: float = 0.5
     beta: float = 1.0
-    beam_prune: float = -10.0
-    token_min: float = -5.0
+    beam_prune_logp: float = -10.0
+    token_min_logp: float = -5.0
     skip_blanks: float = 1.0
     hotwords: list[str] = ()
     hotword_weight: float = 10.0
@@ -54,7 +54,7 @@ class Decoding:
     lm_fusion: Literal["shallow", "rescore"] = "shallow"
 
     @classmethod
-    def of(cls, args) -> "Decoding":
+    def of(cls, args) -> "DecodingOptions":
         """The options among the attributes of `args`, as a command line was parsed. Raises ValueError."""
         return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
 
@@ -68,7 +68,7 @@ class Decoding:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 0")
         if not abs(self.beta) < float("inf"):
             raise ValueError(f"--beta {self.beta} must be finite")
-        for name in ("beam_prune", "token_min"):
+        for name in ("beam_prune_logp", "token_min_logp"):
             if not getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} is a log-probability, below 0")
         if not 0.5 <= self.skip_blanks <= 1:
@@ -88,7 +88,7 @@ class Decoder:
     Raises LanguageModelError where a network asks for an n-gram that cannot be used.
     """
 
-    def __init__(self, options: Decoding, tokenizer: CharTokenizer, *, workers: int | None = None):
+    def __init__(self, options: DecodingOptions, tokenizer: CharTokenizer, *, workers: int | None = None):
         self.options, self.tokenizer, self.workers = options, tokenizer, workers
 
     @cached_property

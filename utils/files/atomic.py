@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path, content: bytes | str) -> None:
+def atomic_write(path, content: bytes | str) -> None:
     """Writes beside `path`, to the disk, and then into place: a kill or a full disk leaves the file as it was.
 
     Raises OSError.
@@ -30,7 +30,7 @@ def write_whole(path, content: bytes | str) -> None:
 
 
 @contextmanager
-def held(folder) -> Iterator[None]:
+def exclusive_lock(folder) -> Iterator[None]:
     """Keeps other processes that ask the same from a folder, until the end; however that comes.
 
     A record lock: Linux takes it away with the process, after a kill too, and no child inherits it.

@@ -12,7 +12,7 @@ FREE = 64 << 20  # bytes that any file may unpack to
 BUFFER = 1 << 20  # bytes
 
 
-class PackedError(OSError):
+class DecompressionError(OSError):
     """A packed file that holds more than it may."""
 
 
@@ -20,24 +20,24 @@ class BoundedReader(io.BufferedReader):
     """The bytes of a file, unpacked where gzip packed it, line by line too; a line of more than 16 MB comes in pieces.
 
     A packed file may unpack to `times` its size, or to 64 MB where that is more. Raises OSError, of which
-    PackedError where it goes beyond; and what gzip raises for a damaged one, also while it is read.
+    DecompressionError where it goes beyond; and what gzip raises for a damaged one, also while it is read.
     """
 
     def __init__(self, path, *, times: int):
-        self.packed = is_packed(path)
+        self.packed = is_gzip(path)
         super().__init__(_Unpacked(path, times) if self.packed else io.FileIO(path), BUFFER)
 
     def read(self, size: int | None = -1) -> bytes:
         """Up to `size` bytes. Raises OSError, also where a piece of more than 16 MB is asked for."""
         if size is not None and size > LARGEST_READ:
-            raise PackedError(f"states a piece of more than {LARGEST_READ >> 20} MB")
+            raise DecompressionError(f"states a piece of more than {LARGEST_READ >> 20} MB")
         return super().read(size)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(partial(self.readline, LARGEST_READ), b"")
 
 
-def is_packed(path) -> bool:
+def is_gzip(path) -> bool:
     """Whether a file is packed by gzip, by its name or by how it begins."""
     with open(path, "rb") as file:
         return Path(path).suffix == ".gz" or file.read(2) == b"\x1f\x8b"
@@ -75,4 +75,4 @@ class _Unpacked(io.RawIOBase):
 
     def _check(self, position: int) -> None:
         if position > self.most:
-            raise PackedError(f"unpacks to more than {self.most / 1e6:,.0f} MB: too much for its size")
+            raise DecompressionError(f"unpacks to more than {self.most / 1e6:,.0f} MB: too much for its size")

@@ -173,8 +173,8 @@ def _add_download(commands) -> None:
 
 
 def _add_tune(commands) -> None:
-    parser = commands.add_parser("tune", help="weights of an n-gram on dev sets",
-                                 description="Searches the weights of an n-gram that give the lowest dev WER.")
+    parser = commands.add_parser("tune", help="weights of an n-gram on validation sets",
+                                 description="Searches the weights of an n-gram that give the lowest val WER.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="a CTC model that train.py wrote")
     source.add_argument("--emissions", type=Path, help="its log-probabilities, of evaluate.py --save_emissions")

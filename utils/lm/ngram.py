@@ -127,7 +127,7 @@ def load_kenlm(path):
     config = kenlm.Config()
     config.show_progress = False
     config.arpa_complain = kenlm.ARPALoadComplain.NONE
-    with unpacked(path) as plain:
+    with decompressed(path) as plain:
         try:
             return kenlm.Model(plain, config)
         except (OSError, RuntimeError, ValueError) as error:
@@ -149,7 +149,7 @@ def opened(path) -> Iterator[BoundedReader]:
 
 
 @contextmanager
-def unpacked(path) -> Iterator[str]:
+def decompressed(path) -> Iterator[str]:
     """The path of a plain file: a packed one is unpacked into a temporary one.
 
     Raises LanguageModelError, also where an ARPA file's header states more n-grams than there can be in so

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from utils.checkpoint.validation import vet_archive, vet_tensors
+from utils.checkpoint.validation import check_archive, check_tensors
 from utils.cli.parser import UsageError
-from utils.decoding.options import Decoder, Decoding
-from utils.lm.ngram import SPACE, LanguageModelError, check_words, load_kenlm, quiet_stderr, read_words, unpacked
+from utils.decoding.options import Decoder, DecodingOptions
+from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
 from utils.metrics import ErrorCounts, count_errors
 from utils.tokenizer import CharTokenizer
 
@@ -38,7 +38,7 @@ Point = tuple[float, float]  # alpha, the weight of the n-gram, and beta, the bo
 
 
 class Emissions(NamedTuple):
-    """CTC log-probabilities of a dev set."""
+    """CTC log-probabilities of a validation set."""
 
     tokenizer: CharTokenizer
     texts: list[str]  # references, normalised
@@ -53,9 +53,9 @@ def tune(args) -> None:
         emissions = read_emissions(path)
     if words is not None:
         check_words(args.lm, words, emissions.tokenizer)
-    with unpacked(args.lm) as plain, tqdm(desc="decoding dev", unit=" points", disable=None) as bar:
-        base = Decoding(decoder="beam", beam_size=args.beam_size, decoder_backend=args.decoder_backend)
-        greedy, without = (decode(emissions, one) for one in (Decoding(), base))
+    with decompressed(args.lm) as plain, tqdm(desc="decoding dev", unit=" points", disable=None) as bar:
+        base = DecodingOptions(decoder="beam", beam_size=args.beam_size, decoder_backend=args.decoder_backend)
+        greedy, without = (decode(emissions, one) for one in (DecodingOptions(), base))
 
         def measure(point: Point) -> ErrorCounts:
             counts = decode(emissions, replace(base, lm=plain, alpha=point[0], beta=point[1]))
@@ -65,11 +65,11 @@ def tune(args) -> None:
 
         surface = search(measure, args.alphas, args.betas, args.rounds)
     best = min(surface, key=lambda point: rank(point, surface[point]))
-    summary = (f"dev WER {surface[best].wer:.2%} (greedy {greedy.wer:.2%}, beam search without an n-gram "
+    summary = (f"val WER {surface[best].wer:.2%} (greedy {greedy.wer:.2%}, beam search without an n-gram "
                f"{without.wer:.2%}), CER {surface[best].cer:.2%}, {surface[best].utterances:,} utterances")
     write(args, best, surface, summary)
     if surface[best].word_errors >= without.word_errors:
-        print(f"{args.lm}: no weights make it better than none; is its text like that of the dev sets?",
+        print(f"{args.lm}: no weights make it better than none; is its text like that of the validation sets?",
               file=sys.stderr)
     print(f"{args.output}: alpha {best[0]:g}, beta {best[1]:g} of {len(surface)} points; {summary}")
 
@@ -118,9 +118,9 @@ def _emissions_file(args) -> Iterator[Path]:
 def read_emissions(path: Path) -> Emissions:
     """What `evaluate.py --save_emissions` wrote, or anything of its form. Raises UsageError."""
     try:
-        vet_archive(path)
+        check_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        vet_tensors(saved, path.stat().st_size)
+        check_tensors(saved, path.stat().st_size)
         tokenizer = CharTokenizer(alphabet=saved["alphabet"])
         texts = [one["text"] for one in saved["utterances"]]
         log_probs = [one["log_probs"].float() for one in saved["utterances"]]
@@ -136,7 +136,7 @@ def read_emissions(path: Path) -> Emissions:
     return Emissions(tokenizer, texts, log_probs)
 
 
-def decode(emissions: Emissions, options: Decoding) -> ErrorCounts:
+def decode(emissions: Emissions, options: DecodingOptions) -> ErrorCounts:
     """The errors with one set of options, all cores at work."""
     order = sorted(range(len(emissions.texts)), key=lambda i: len(emissions.log_probs[i]))
     hypotheses = {}
@@ -196,7 +196,7 @@ def write(args, best: Point, surface: dict[Point, ErrorCounts], summary: str) ->
         flags["decoder_backend"] = args.decoder_backend
     args.output.parent.mkdir(parents=True, exist_ok=True)
     picture, part = args.output.with_suffix(".png"), args.output.with_name(f".{args.output.name}.part")
-    title = f"dev WER (%) by the weights of {Path(args.lm).name}"
+    title = f"val WER (%) by the weights of {Path(args.lm).name}"
     figure = surface_figure({point: counts.wer for point, counts in surface.items()}, best, title)
     figure.savefig(part, format="png", dpi=100)
     part.replace(picture)

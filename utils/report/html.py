@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from utils.audio import SAMPLE_RATE, load_audio
-from utils.decoding.options import Decoding
+from utils.decoding.options import DecodingOptions
 from utils.metrics import Edit
-from utils.report.plots import view_figures
+from utils.report.plots import diagnostic_figures
 from utils.report.report import KINDS, Outcome, Result, compare, confusions, interval
 from utils.report.significance import Comparison
 from utils.types import Batch
@@ -62,7 +62,7 @@ def exhibit(networks: dict, outcome: Outcome) -> Exhibit:
                       [outcome.reference], [outcome.id], [])
         with torch.inference_mode():
             figures += [(f"{name}: {CAPTIONS.get(kind, kind)}", _picture(figure))
-                        for kind, figure in view_figures(network, batch).items()]
+                        for kind, figure in diagnostic_figures(network, batch).items()]
     return Exhibit(clip, figures)
 
 
@@ -98,7 +98,7 @@ def build_page(*, about: dict, results: list[Result], notes: list[str],
 
 def _facts(about: dict) -> dict[str, str]:
     """The head's list: where the weights come from, and which options of decoding are not the default."""
-    facts, default = {}, asdict(Decoding())
+    facts, default = {}, asdict(DecodingOptions())
     for system in about["systems"]:
         changed = ", ".join(f"{name} {value}" for name, value in system["decoding"].items()
                             if value != default[name] and (value or default[name]))  # an empty list is an empty tuple

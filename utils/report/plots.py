@@ -54,10 +54,10 @@ def attention_figure(weights: list[Tensor], texts: list[str]):
     return figure
 
 
-def view_figures(network, batch: Batch) -> dict:
+def diagnostic_figures(network, batch: Batch) -> dict:
     """One figure a kind of the network's views of a batch: attention of all, posteriors of the first."""
     figures = {}
-    for kind, views in network.views(batch).items():
+    for kind, views in network.diagnostics(batch).items():
         if kind == "attention":
             figures[kind] = attention_figure(views, batch.texts)
         else:
@@ -77,7 +77,7 @@ def curve_figure(histories: dict[str, list[dict]]):
     for name, rows in histories.items():
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["train/loss"] for row in rows], label=name)
-        right.plot(epochs, [100 * row["dev/wer"] for row in rows], label=name)
+        right.plot(epochs, [100 * row["val/wer"] for row in rows], label=name)
     left.set(xlabel="epoch", ylabel="training loss (nats a character)", yscale="log")
     right.set(xlabel="epoch", ylabel="dev word error rate (%)", ylim=(0, 105))
     for axis in (left, right):

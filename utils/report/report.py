@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.files.atomic import write_whole
+from utils.files.atomic import atomic_write
 from utils.metrics import Edit, ErrorCounts, align_words, count_errors
 from utils.report.significance import LEVEL, Comparison, Interval, bootstrap_interval, compare_systems
 
@@ -231,4 +231,4 @@ def _aligned(edits: list[Edit]) -> str:
 def write_files(folder: Path, files: dict[str, str]) -> None:
     """Writes each beside its place and moves it there, so that none is ever half there. Raises OSError."""
     for name, content in files.items():
-        write_whole(folder / name, content)
+        atomic_write(folder / name, content)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from utils.files.atomic import write_whole
-from utils.report.plots import view_figures
+from utils.files.atomic import atomic_write
+from utils.report.plots import diagnostic_figures
 from utils.training.loggers import log_figure, log_table
 from utils.types import Batch
 
@@ -53,7 +53,7 @@ class History(Callback):
         """A resumed run goes on in the same file, without the epochs that it repeats."""
         if trainer.is_global_zero and self.path.is_file():
             kept = [line for line in self.path.read_text().splitlines() if _is_before(line, trainer.current_epoch)]
-            write_whole(self.path, "".join(f"{line}\n" for line in kept))
+            atomic_write(self.path, "".join(f"{line}\n" for line in kept))
 
     def state_dict(self) -> dict:
         """For the clock of the run that goes on."""
@@ -73,10 +73,10 @@ class History(Callback):
                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if "dev/wer" in metrics and "train/loss_epoch" in metrics:
+        if "val/wer" in metrics and "train/loss_epoch" in metrics:
             print(f"epoch {row['epoch']:3d}  step {row['step']:6d}  {row['seconds']:7.0f} s  "
-                  f"loss {metrics['train/loss_epoch']:.3f}  dev WER {100 * metrics['dev/wer']:.2f} %  "
-                  f"CER {100 * metrics['dev/cer']:.2f} %", flush=True)
+                  f"loss {metrics['train/loss_epoch']:.3f}  val WER {100 * metrics['val/wer']:.2f} %  "
+                  f"CER {100 * metrics['val/cer']:.2f} %", flush=True)
 
 
 def _is_before(line: str, epoch: int) -> bool:
@@ -109,13 +109,13 @@ class Samples(Callback):
         log_table(trainer.logger, "samples", ["id", "reference", "hypothesis"], rows, trainer.global_step)
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{name}\n  reference   {reference}\n  hypothesis  {text}" for name, reference, text in rows]
-        write_whole(self.folder / "samples.txt", f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
+        atomic_write(self.folder / "samples.txt", f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
         with torch.no_grad():
-            figures = view_figures(module.network, batch)
+            figures = diagnostic_figures(module.network, batch)
         for kind, figure in figures.items():
             image = io.BytesIO()
             figure.savefig(image, dpi=80)
-            write_whole(self.folder / f"{kind}.png", image.getvalue())
+            atomic_write(self.folder / f"{kind}.png", image.getvalue())
             log_figure(trainer.logger, kind, figure, trainer.global_step)
 
 

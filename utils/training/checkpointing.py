@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 
-from utils.files.atomic import write_whole
+from utils.files.atomic import atomic_write
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # of a scheduler, of the keyboard, of SLURM's --signal=USR1
 
@@ -31,14 +31,14 @@ class WholeFiles(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getbuffer())
+        atomic_write(path, content.getbuffer())
 
 
 class Checkpoints(ModelCheckpoint):
-    """The best by dev WER, and `best.ckpt`, a link to the best of them."""
+    """The best by val WER, and `best.ckpt`, a link to the best of them."""
 
     def __init__(self, folder: Path, keep: int):
-        super().__init__(dirpath=folder, filename="epoch{epoch:03d}-wer{dev/wer:.4f}", monitor="dev/wer",
+        super().__init__(dirpath=folder, filename="epoch{epoch:03d}-wer{val/wer:.4f}", monitor="val/wer",
                          mode="min", save_top_k=keep, auto_insert_metric_name=False, enable_version_counter=False)
 
     def on_train_epoch_end(self, trainer, module) -> None:
@@ -70,7 +70,7 @@ class LatestCheckpoints(ModelCheckpoint):
 
 
 class PeriodicCheckpoint(ModelCheckpoint):
-    """`NAME.ckpt`, written anew after every so many epochs, optimiser steps or minutes, whatever the dev WER."""
+    """`NAME.ckpt`, written anew after every so many epochs, optimiser steps or minutes, whatever the val WER."""
 
     def __init__(self, folder: Path, name: str, *, epochs: int | None = None, steps: int | None = None,
                  minutes: float | None = None):
@@ -87,7 +87,7 @@ class PeriodicCheckpoint(ModelCheckpoint):
 def is_between_steps(trainer, batch_idx: int) -> bool:
     """Whether an exact checkpoint can be written after this batch.
 
-    Not while a gradient is half accumulated; nor after an epoch's last batch: between that and the dev sets
+    Not while a gradient is half accumulated; nor after an epoch's last batch: between that and the validation sets
     Lightning cannot go on exactly.
     """
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
@@ -96,7 +96,7 @@ def is_between_steps(trainer, batch_idx: int) -> bool:
 class StopOnSignal(Callback):
     """SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end training after the step under way, at a checkpoint of it.
 
-    Within the dev sets the run goes on to their end, where the epoch's own checkpoint is written. With
+    Within the validation sets the run goes on to their end, where the epoch's own checkpoint is written. With
     several processes the signal may reach any of them, or all at different steps: after each step they
     agree, over the CPUs. A second signal ends the process at once.
     """
@@ -137,7 +137,7 @@ class StopOnSignal(Callback):
             self._stop(trainer, number, self.path.with_name("last.ckpt"))
 
     def on_train_end(self, trainer, module) -> None:
-        """After the last epoch's dev sets."""
+        """After the last epoch's validation sets."""
         if number := self._agree(trainer):
             self._stop(trainer, number, self.path.with_name("last.ckpt"))
 
@@ -153,13 +153,13 @@ class StopOnSignal(Callback):
             signal.signal(number, self._note)
 
     def on_validation_start(self, trainer, module) -> None:
-        """The same, where dev sets are heard by themselves."""
+        """The same, where validation sets are heard by themselves."""
         if trainer.state.fn == "validate":
             self.on_test_start(trainer, module)
 
 
 class WeightAverage(WeightAveraging):
-    """Exponential moving average of the weights, which dev sets, tests and checkpoints see.
+    """Exponential moving average of the weights, which validation sets, tests and checkpoints see.
 
     The decay rises with the steps n as (1 + n) / (10 + n) up to its value, so that the random initial
     weights are soon forgotten. A checkpoint keeps the trained weights beside their average, to resume from.

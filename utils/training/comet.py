@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CometLogger
 
-from utils.files.atomic import write_whole
+from utils.files.atomic import atomic_write
 from utils.training.comet_archive import keep_archive, keep_leftovers, open_records, unsent_messages
 
 SETTINGS = {  # Comet's own wait for minutes when a run begins, and for hours when it ends
@@ -100,13 +100,13 @@ def start_comet(folder: Path, *, project: str, name: str, resumed: bool) -> Come
         print(f"Comet: a process that was killed had not sent all: comet upload {archive}")
     goes_on = bool(resumed and re.fullmatch("[0-9A-Za-z]{32,50}", kept))
     options |= {"experiment_key": kept if goes_on else uuid.uuid4().hex, "log_code": not goes_on}
-    write_whole(key_file, options["experiment_key"] + "\n")
+    atomic_write(key_file, options["experiment_key"] + "\n")
     logger, why = _start_online(folder, options)
     if logger is None:
         print(f"Comet: {why}, so this run is logged offline to {folder}", flush=True)
         shutil.rmtree(folder / "unsent", ignore_errors=True)  # of the attempt
         logger = Comet(folder, online=False, **options)
-    write_whole(key_file, logger.version + "\n")  # another one where the server has lost the first
+    atomic_write(key_file, logger.version + "\n")  # another one where the server has lost the first
     return logger
 
 

@@ -12,7 +12,7 @@ import uuid
 import zipfile
 from pathlib import Path
 
-from utils.files.atomic import write_whole
+from utils.files.atomic import atomic_write
 
 APPENDED = {"resume_strategy": "get_or_create", "user_provided_experiment_key": True, "comet_start_sourced": True}
 
@@ -92,5 +92,5 @@ def _pack(folder: Path, files: dict[str, bytes], metadata: dict) -> Path | None:
             pack.writestr(name, data)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.localtime(metadata["stop_time"] / 1000))
     archive = folder / f"{metadata['offline_id']}-{stamp}-{uuid.uuid4().hex[:4]}.zip"
-    write_whole(archive, content.getvalue())
+    atomic_write(archive, content.getvalue())
     return archive

@@ -71,12 +71,12 @@ def _add_training_flags(group) -> None:
     group.add_argument("--ema_decay", type=share, default=0.0,
                        help="moving average of the weights, for evaluation and checkpoints; 0 for none")
     group.add_argument("--average_last", type=nonnegative_int, default=0, metavar="N",
-                       help="at the end, the mean of the last N epochs' weights becomes best.ckpt if its dev WER is")
+                       help="at the end, the mean of the last N epochs' weights becomes best.ckpt if its val WER is")
     group.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     group.add_argument("--limit_train_batches", type=count_or_share, default=1.0, help="count, or share with a point")
     group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on so few")
     group.add_argument("--early_stop_patience", type=nonnegative_int, default=0,
-                       help="epochs without a better dev WER; 0 for never")
+                       help="epochs without a better val WER; 0 for never")
 
 
 def _add_output_flags(group) -> None:

@@ -21,7 +21,7 @@ from utils.training.checkpointing import (
 )
 
 SHARDED = ("fsdp", "deepspeed", "model_parallel")  # strategies that share the weights out among the processes
-KEPT_CHECKPOINTS = 3  # best by dev WER; the last one is kept besides
+KEPT_CHECKPOINTS = 3  # best by val WER; the last one is kept besides
 
 
 def build_trainer(args: argparse.Namespace, logger):
@@ -87,5 +87,5 @@ def build_callbacks(args: argparse.Namespace) -> list:
         callbacks.append(WeightAverage(args.ema_decay))  # after Samples, which then shows the averaged network
     callbacks.append(StopOnSignal(folder / "periodic.ckpt"))
     if args.early_stop_patience:
-        callbacks.append(EarlyStopping(monitor="dev/wer", mode="min", patience=args.early_stop_patience))
+        callbacks.append(EarlyStopping(monitor="val/wer", mode="min", patience=args.early_stop_patience))
     return callbacks
