@@ -7,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
 import soundfile
 import torch
@@ -14,6 +15,7 @@ from conftest import SPEECH, TINY, tiny_network
 
 from models import Recognizer
 from utils.metrics import Edit, align_words, count_errors
+from utils.report import plots
 from utils.report.html import build_page, encode_clip, exhibit
 from utils.report.report import (
     Result,
@@ -266,6 +268,35 @@ def test_clips_play_at_their_own_length(tmp_path):
     wave = torch.sin(torch.arange(24_000) * 0.2) * 1.5  # louder than full scale
     (tmp_path / "a.mp3").write_bytes(encode_clip(wave))
     assert soundfile.info(tmp_path / "a.mp3").duration == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize("setting", [{}, {"text.usetex": True}, {"font.family": "No Such Font"},
+                                     {"figure.dpi": 1e5, "savefig.dpi": 1e5}], ids=str)
+def test_no_name_and_no_setting_ends_a_drawing(setting, capfd, recwarn):
+    """LaTeX that is not installed, formulas that are none, characters that the font lacks, bytes that are no text."""
+    attention, posteriors = torch.rand(3, 4), torch.rand(9, 5).log_softmax(-1)
+    with matplotlib.rc_context(setting):
+        for text in ("clip_$1_$2_a", "$x^{", r"\frac{a} % # &", "日本", "caf\udce9 \0\n"):
+            for draw in (lambda text=text: plots.posterior_figure(torch.rand(9, 4), posteriors, list("-abcd"), text),
+                         lambda text=text: plots.attention_figure([attention] * 2, [text] * 2),
+                         lambda text=text: plots.surface_figure({(0.0, 1.0): 0.5}, (0.0, 1.0), text)):
+                assert plots.render(draw)[:4] == b"\x89PNG"
+    assert capfd.readouterr().err == "" and not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out(capfd, monkeypatch):
+    """The others are there, and it is said once."""
+    def broken(*_, **__):
+        raise OSError("no font\nat all")
+
+    plots._warn_once.cache_clear()
+    monkeypatch.setattr(plots, "attention_figure", broken)
+    row = build_outcomes([utterance("a", "hello")], [["x"]])[0]
+    for _ in range(2):
+        figures = exhibit({"x": tiny_network("las")}, row).figures
+        assert [caption.split(":")[1][:8] for caption, _ in figures] == [" log-mel"]
+    assert capfd.readouterr().err == (
+        "note: a figure was left out, matplotlib cannot draw it (OSError: no font\\nat all)\n")
 
 
 def test_figures_of_networks_by_name():

@@ -21,7 +21,7 @@ from torch import Tensor
 from utils.audio import SAMPLE_RATE, load_audio
 from utils.decoding.options import DecodingOptions
 from utils.metrics import Edit
-from utils.report.plots import diagnostic_figures
+from utils.report.plots import diagnostic_images
 from utils.report.report import KINDS, Outcome, Result, compare, confusions, interval
 from utils.report.significance import Comparison
 from utils.types import Batch
@@ -61,17 +61,9 @@ def exhibit(networks: dict, outcome: Outcome) -> Exhibit:
         batch = Batch(clip[None].to(device), counts[0].to(device), tokens.to(device), counts[1].to(device),
                       [outcome.reference], [outcome.id], [])
         with torch.inference_mode():
-            figures += [(f"{name}: {CAPTIONS.get(kind, kind)}", _picture(figure))
-                        for kind, figure in diagnostic_figures(network, batch).items()]
+            images = diagnostic_images(network, batch, titles=False, format="webp", pil_kwargs={"quality": 75})
+        figures += [(f"{name}: {CAPTIONS.get(kind, kind)}", image) for kind, image in images.items()]
     return Exhibit(clip, figures)
-
-
-def _picture(figure) -> bytes:
-    for axis in figure.axes:
-        axis.set_title("")  # the page says it; and a `$` in it would begin a formula
-    image = io.BytesIO()
-    figure.savefig(image, format="webp", dpi=100, pil_kwargs={"quality": 75})  # a fifth of a PNG
-    return image.getvalue()
 
 
 def build_page(*, about: dict, results: list[Result], notes: list[str],

@@ -1,23 +1,78 @@
-"""Figures: spectrograms with output posteriors, and the curves of runs.
+"""Figures: spectrograms with posteriors, attention maps, and the curves of runs.
 
-    python -m utils.plots runs/digits/history.jsonl [MORE ...] --output curves.png
+    python -m utils.report.plots runs/digits/history.jsonl [MORE ...] --output curves.png
+
+Programs draw by `render` or `diagnostic_images`, which use matplotlib's own style whatever the user's matplotlibrc
+says, take no text for a formula, and leave out what cannot be drawn: no figure ends a run.
 """
 
 import argparse
+import io
 import json
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
+from utils.errors import printable
 from utils.types import Batch
 
 
-def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: str):
-    """The log-mel spectrogram of one utterance above its output posteriors.
+def render(draw: Callable, *, dpi: int = 100, format: str = "png", **options) -> bytes | None:
+    """Returns the image file of the matplotlib Figure that `draw()` makes, or None where it cannot be drawn.
+
+    `options` are passed on to `Figure.savefig`. The first failure of a process is reported on standard error.
+    """
+    try:
+        import matplotlib.style
+
+        plain = {"text.parse_math": False}  # a `$` in the name of a file begins no formula
+        with matplotlib.style.context(["default", plain]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            image = io.BytesIO()
+            draw().savefig(image, format=format, dpi=dpi, **options)
+    except Exception as error:  # matplotlib raises anything, e.g. RuntimeError without LaTeX, OSError without fonts
+        _warn_once(printable(f"{type(error).__name__}: {error}", 200))
+        return None
+    return image.getvalue()
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    print(f"note: a figure was left out, matplotlib cannot draw it ({reason})", file=sys.stderr, flush=True)
+
+
+def diagnostic_images(network, batch: Batch, *, titles: bool = True, **options) -> dict[str, bytes]:
+    """Returns one image per kind of the network's diagnostics: attention of all utterances, posteriors of the first.
+
+    `options` are those of `render`; a figure that cannot be drawn is missing.
+    """
+    images = {}
+    for kind, values in network.diagnostics(batch).items():
+        if kind == "attention":
+            image = render(lambda values=values: attention_figure(values, batch.texts, titles=titles), **options)
+        else:
+            features, lengths = network.features(batch.waveforms[:1], batch.sample_counts[:1])
+            features, log_probs = features[0, : lengths[0]].cpu(), values[0].cpu()
+            title = f"{batch.ids[0]}: {batch.texts[0]}" if titles else ""
+            labels = ["blank", *network.tokenizer.alphabet]
+            image = render(lambda drawn=(features, log_probs, labels, title): posterior_figure(*drawn), **options)
+        if image is not None:
+            images[kind] = image
+    return images
+
+
+def posterior_figure(features: Tensor, log_probs: Tensor, labels: list[str], title: str):
+    """Draws the log-mel spectrogram of one utterance above its output posteriors.
 
     Args:
         features: (T, F).
-        log_probs: (T', 1 + len(alphabet)), the blank first.
+        log_probs: (T', C), the blank first.
+        labels: names of the C classes.
+        title: of the figure.
 
     Returns a matplotlib Figure, not registered with pyplot, so that it needs no closing.
     """
@@ -27,49 +82,37 @@ def posterior_figure(features: Tensor, log_probs: Tensor, alphabet: str, title: 
     figure = Figure(figsize=(12, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1)
     top.imshow(features.T.float().numpy(), origin="lower", aspect="auto", cmap="magma")
-    top.set(title=title, ylabel="mel bin", xlabel="frame")
+    top.set(title=printable(title), ylabel="mel bin", xlabel="frame")
     posteriors = log_probs.exp().float().numpy()
     bottom.set_prop_cycle(color=colormaps["tab20"].colors)
-    bottom.plot(posteriors[:, 0], color="0.8", label="blank")
-    for index, char in enumerate(alphabet, start=1):
+    bottom.plot(posteriors[:, 0], color="0.8", label=labels[0])
+    for index, label in enumerate(labels[1:], start=1):
         if posteriors[:, index].max() > 0.3:
-            bottom.plot(posteriors[:, index], label="space" if char == " " else char)
-    bottom.set(xlim=(0, len(posteriors) - 1), ylim=(0, 1.02), xlabel="output frame", ylabel="probability")
+            bottom.plot(posteriors[:, index], label="space" if label == " " else label)
+    bottom.set(xlim=(0, max(1, len(posteriors) - 1)), ylim=(0, 1.02), xlabel="output frame", ylabel="probability")
     figure.legend(loc="outside lower center", ncols=15, fontsize=8)
     return figure
 
 
-def attention_figure(weights: list[Tensor], texts: list[str]):
-    """Which encoder frames, of (U, T) `weights`, each character of a text looked at."""
+def attention_figure(weights: list[Tensor], texts: list[str], *, titles: bool = True):
+    """Draws the (U, T) attention weights of each text over encoder frames; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.5 * -(-len(weights) // 3)), layout="constrained")
-    for i, (map_, text) in enumerate(zip(weights, texts, strict=True)):
-        axis = figure.add_subplot(-(-len(weights) // 3), min(3, len(weights)), i + 1)
-        axis.imshow(map_.float().cpu().numpy(), origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1)
-        axis.set_title(text if len(text) <= 45 else text[:44] + "…", fontsize=9)
+    rows = -(-len(weights) // 3)
+    figure = Figure(figsize=(12, 3.5 * rows), layout="constrained")
+    for i, (attention, text) in enumerate(zip(weights, texts, strict=True)):
+        axis = figure.add_subplot(rows, min(3, len(weights)), i + 1)
+        axis.imshow(attention.float().cpu().numpy(), origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1)
+        if titles:
+            axis.set_title(printable(text) if len(text) <= 45 else printable(text[:44]) + "…", fontsize=9)
         if len(text) <= 45:
-            axis.set_yticks(range(len(text)), ["␣" if char == " " else char for char in text], fontsize=5)
+            axis.set_yticks(range(len(text)), ["␣" if char == " " else printable(char) for char in text], fontsize=5)
         axis.set(xlabel="encoder frame")
     return figure
 
 
-def diagnostic_figures(network, batch: Batch) -> dict:
-    """One figure a kind of the network's views of a batch: attention of all, posteriors of the first."""
-    figures = {}
-    for kind, views in network.diagnostics(batch).items():
-        if kind == "attention":
-            figures[kind] = attention_figure(views, batch.texts)
-        else:
-            features, lengths = network.features(batch.waveforms[:1], batch.sample_counts[:1])
-            title = f"{batch.ids[0]}: {batch.texts[0]}"
-            figures[kind] = posterior_figure(features[0, : lengths[0]].cpu(), views[0].cpu(),
-                                             network.tokenizer.alphabet, title)
-    return figures
-
-
 def curve_figure(histories: dict[str, list[dict]]):
-    """Training loss and dev word error rate by epoch, one line a run."""
+    """Draws training loss and validation WER by epoch, one line per run; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -78,8 +121,8 @@ def curve_figure(histories: dict[str, list[dict]]):
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["train/loss"] for row in rows], label=name)
         right.plot(epochs, [100 * row["val/wer"] for row in rows], label=name)
-    left.set(xlabel="epoch", ylabel="training loss (nats a character)", yscale="log")
-    right.set(xlabel="epoch", ylabel="dev word error rate (%)", ylim=(0, 105))
+    left.set(xlabel="epoch", ylabel="training loss (nats per character)", yscale="log")
+    right.set(xlabel="epoch", ylabel="validation word error rate (%)", ylim=(0, 105))
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
@@ -87,7 +130,7 @@ def curve_figure(histories: dict[str, list[dict]]):
 
 
 def surface_figure(rates: dict[tuple[float, float], float], best: tuple[float, float], title: str):
-    """Word error rates over the (alpha, beta) that were tried, the chosen pair marked; a matplotlib Figure."""
+    """Draws word error rates over the (alpha, beta) that were tried, the best marked; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
@@ -101,18 +144,19 @@ def surface_figure(rates: dict[tuple[float, float], float], best: tuple[float, f
                  label=f"alpha {best[0]:g}, beta {best[1]:g}: {100 * rates[best]:.2f} %")
     figure.colorbar(points, label="word error rate (%)")
     axis.margins(0.04)
-    axis.set(title=title, xlabel="alpha, weight of the n-gram", ylabel="beta, bonus for a word")
+    axis.set(title=printable(title), xlabel="alpha, weight of the n-gram", ylabel="beta, bonus for a word")
     axis.legend(loc="upper right")
     return figure
 
 
 def read_history(path: Path) -> list[dict]:
-    """The rows of a run's `history.jsonl`; where a resumed run repeated an epoch, its last word counts."""
+    """Returns the rows of a run's `history.jsonl`, the last one of an epoch that a resumed run repeated."""
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     return list({row["epoch"]: row for row in rows}.values())
 
 
 def main() -> None:
+    """Draws the curves of the runs that the command line names."""
     parser = argparse.ArgumentParser(description="Draws the curves of runs.")
     parser.add_argument("history", nargs="+", type=Path)
     parser.add_argument("--output", required=True, type=Path)

@@ -1,6 +1,5 @@
 """What happens beside the training steps: throughput, samples, the run's history, skipped files."""
 
-import io
 import json
 import time
 from pathlib import Path
@@ -9,8 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from utils.files.atomic import atomic_write
-from utils.report.plots import diagnostic_figures
-from utils.training.loggers import log_figure, log_table
+from utils.report.plots import diagnostic_images
+from utils.training.loggers import log_image, log_table
 from utils.types import Batch
 
 
@@ -111,12 +110,10 @@ class Samples(Callback):
         lines = [f"{name}\n  reference   {reference}\n  hypothesis  {text}" for name, reference, text in rows]
         atomic_write(self.folder / "samples.txt", f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
         with torch.no_grad():
-            figures = diagnostic_figures(module.network, batch)
-        for kind, figure in figures.items():
-            image = io.BytesIO()
-            figure.savefig(image, dpi=80)
-            atomic_write(self.folder / f"{kind}.png", image.getvalue())
-            log_figure(trainer.logger, kind, figure, trainer.global_step)
+            images = diagnostic_images(module.network, batch, dpi=80)
+        for kind, image in images.items():
+            atomic_write(self.folder / f"{kind}.png", image)
+            log_image(trainer.logger, kind, image, trainer.global_step)
 
 
 class SkippedFiles(Callback):

@@ -1,9 +1,12 @@
 """Experiment loggers: Comet, online or offline, and the local ones; one interface for text and figures."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from PIL import Image
 
 from utils.process import is_first_process
 from utils.training.comet import Comet, start_comet
@@ -23,12 +26,12 @@ def build_logger(kind: str, *, output_dir: Path, project: str, name: str, resume
     return CSVLogger(save_dir=output_dir, name="csv") if kind == "csv" else None
 
 
-def log_figure(logger: Logger | None, name: str, figure, step: int) -> None:
-    """A matplotlib figure to the loggers that take one."""
+def log_image(logger: Logger | None, name: str, image: bytes, step: int) -> None:
+    """Logs a PNG image to the loggers that take one."""
     if isinstance(logger, CometLogger):
-        logger.experiment.log_figure(name, figure, step=step)
+        logger.experiment.log_image(io.BytesIO(image), name, step=step)
     elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(name, figure, step)
+        logger.experiment.add_image(name, np.asarray(Image.open(io.BytesIO(image))), step, dataformats="HWC")
 
 
 def log_table(logger: Logger | None, name: str, headers: list[str], rows: list[list[str]], step: int) -> None:
