@@ -132,7 +132,7 @@ def load_networks(args: argparse.Namespace) -> dict[str, tuple[list[str], Recogn
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     loaded = {name: load_network(path, args.average, device) for name, path in short_names(args.checkpoint).items()}
-    if len({network.tokenizer.alphabet for _, network in loaded.values()}) > 1:
+    if len({network.tokenizer.characters for _, network in loaded.values()}) > 1:
         raise UsageError("--checkpoint: the networks have different alphabets, so they cannot be compared on the same "
                          "utterances; evaluate them one by one")
     return loaded
@@ -264,7 +264,7 @@ def emissions_of(batch: Batch, log_probs: Tensor, lengths: Tensor) -> list[dict]
 def save_emissions(path: Path, network: Recognizer, emissions: list[dict]) -> None:
     """Beside and then into place. Raises OSError."""
     content = io.BytesIO()
-    torch.save({"alphabet": network.tokenizer.alphabet, "seconds_per_frame": network.ctc_frame_samples / SAMPLE_RATE,
+    torch.save({"tokenizer": network.tokenizer.config, "seconds_per_frame": network.ctc_frame_samples / SAMPLE_RATE,
                 "utterances": emissions}, content)
     atomic_write(path, content.getbuffer())
     print(f"emissions: {path}")

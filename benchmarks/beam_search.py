@@ -23,7 +23,7 @@ from benchmarks.measure import benchmark_parser, medians, prepare, show
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm import build as lm_build
 from utils.metrics import count_errors
-from utils.tokenizer import CharTokenizer, normalize
+from utils.tokenizer import CharTokenizer, build_tokenizer, normalize
 
 
 def peaky(text: str, tokenizer: CharTokenizer, random: torch.Generator) -> torch.Tensor:
@@ -48,7 +48,7 @@ def synthetic(count: int, folder: Path) -> tuple[dict, str]:
     tokenizer, random = CharTokenizer(), torch.Generator().manual_seed(0)
     chosen = [texts[i % len(texts)] for i in range(count)]
     rows = [{"text": text, "log_probs": peaky(text, tokenizer, random)} for text in chosen]
-    return {"alphabet": tokenizer.alphabet, "utterances": rows}, str(folder / "x.arpa")
+    return {"tokenizer": tokenizer.config, "utterances": rows}, str(folder / "x.arpa")
 
 
 def case_of(decoder: Decoder, emissions: list[torch.Tensor], texts: list[str]) -> Callable[[], None]:
@@ -62,7 +62,7 @@ def case_of(decoder: Decoder, emissions: list[torch.Tensor], texts: list[str]) -
 
 def compare(content: dict, lm: str | None, args) -> list[dict]:
     """A row for each program, count of workers, and threshold."""
-    tokenizer = CharTokenizer(alphabet=content["alphabet"])
+    tokenizer = build_tokenizer(**content["tokenizer"])
     emissions = [one["log_probs"] for one in content["utterances"]]
     kinds = [(backend, workers, skip) for skip in (1.0, args.skip_blanks)
              for workers in sorted({1, os.cpu_count()}) for backend in ("pyctcdecode", "native")]

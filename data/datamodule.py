@@ -14,7 +14,7 @@ from data.index import DataError, Index, Utterance, build_index
 from data.readers import manifest
 from data.sampler import BatchConfig, DurationBatchSampler, EpochSegment, SampleRef
 from utils.audio import SAMPLE_RATE
-from utils.tokenizer import CharTokenizer, ctc_frames_needed
+from utils.tokenizer import Tokenizer, ctc_frames_needed
 
 STATISTICS_UTTERANCES = 1000  # enough for a mean and a variance of each mel bin
 
@@ -41,7 +41,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     """
 
     def __init__(self, *, data_root: str, train_sets: list[str], val_sets: list[str], test_sets: list[str],
-                 tokenizer: CharTokenizer, batch_size: int = 16, batch_seconds: float | None = None,
+                 tokenizer: Tokenizer, batch_size: int = 16, batch_seconds: float | None = None,
                  num_workers: int = 4, speeds: list[float] = (), seed: int = 0,
                  output_frames: Callable[[int], int] | None = None, skip_bad_audio: bool = False,
                  overfit: bool = False, cache_dir: str = ".cache/index", url: str = librispeech.URL):

@@ -13,7 +13,7 @@ from data.index import DataError, Utterance
 from data.sampler import EpochSegment, SampleRef
 from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
 from utils.process import return_free_memory
-from utils.tokenizer import CharTokenizer
+from utils.tokenizer import Tokenizer
 from utils.types import Batch
 
 
@@ -25,7 +25,7 @@ class SpeechDataset(Dataset):
         skip_bad_audio: leave a file that cannot be read out of its batch, instead of stopping the run.
     """
 
-    def __init__(self, utterances: list[Utterance], tokenizer: CharTokenizer, *, speeds: list[float] = (),
+    def __init__(self, utterances: list[Utterance], tokenizer: Tokenizer, *, speeds: list[float] = (),
                  skip_bad_audio: bool = False):
         self.utterances, self.tokenizer = utterances, tokenizer
         self.speeds, self.skip_bad_audio = tuple(speeds), skip_bad_audio

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from utils.audio import AudioError, probe_seconds
 from utils.errors import printable
-from utils.tokenizer import CharTokenizer, normalize
+from utils.tokenizer import Tokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
 LONGEST = 3600.0  # seconds of an utterance; what a header states beyond is no utterance, or not true
@@ -79,7 +79,7 @@ def read_lines(path: Path) -> Iterator[str | None]:
             encoding = "utf-8"
 
 
-def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: CharTokenizer,
+def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: Tokenizer,
                 cache_dir: Path) -> Index:
     """Keeps the entries with one id, a text that the alphabet spells, and readable audio.
 
@@ -108,7 +108,7 @@ def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]
     return index
 
 
-def _spell(entries: Iterable[Entry], tokenizer: CharTokenizer, left_out: dict[str, list[str]]):
+def _spell(entries: Iterable[Entry], tokenizer: Tokenizer, left_out: dict[str, list[str]]):
     seen = set()
     for entry in entries:
         text = normalize(entry.text)

@@ -243,9 +243,10 @@ class LAS(Recognizer, name="las"):
         seconds = self.ctc_frame_samples / SAMPLE_RATE * 2 ** (len(self.listener.pyramid) - self.listener.ctc_layers)
         centres = ((weights @ frames) * seconds).tolist()  # (B, U + 1)
         found = []
-        for text, token, scores, centre in zip(texts, tokens, log_probs, centres, strict=True):
+        for token, scores, centre in zip(tokens, log_probs, centres, strict=True):
             scores = scores[: len(token)].gather(1, token[:, None])[:, 0].tolist()
-            found.append(join_words(text, [(c - seconds / 2, c + seconds / 2) for c in centre], scores))
+            times = [(c - seconds / 2, c + seconds / 2) for c in centre]
+            found.append(join_words(self.tokenizer.words(token.tolist()), times, scores))
         return found
 
     @property

@@ -307,7 +307,7 @@ def save_emissions(path: Path, **changes) -> Path:
     """A validation set whose sounds leave open what the n-gram of test_ngram.py knows: after `see` comes `sea`."""
     utterances = [{"id": str(i), "text": "see sea", "log_probs": emissions("see sea", swap="ea", seed=i)}
                   for i in range(6)]
-    torch.save({"alphabet": CharTokenizer().alphabet, "seconds_per_frame": 0.04, "utterances": utterances} | changes,
+    torch.save({"tokenizer": CharTokenizer().config, "seconds_per_frame": 0.04, "utterances": utterances} | changes,
                path)
     return path
 
@@ -395,7 +395,7 @@ def test_bad_tuning(tmp_path, model, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     good = save_emissions(tmp_path / "e.pt")
     save_emissions(tmp_path / "none.pt", utterances=[])
-    save_emissions(tmp_path / "classes.pt", alphabet="ab")
+    save_emissions(tmp_path / "classes.pt", tokenizer=CharTokenizer(alphabet="ab").config)
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:1000])
     for name, content in {"char": CHARACTERS, "cut": ARPA[:90], "upper": UPPER.replace("É", "E")}.items():

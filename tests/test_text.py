@@ -1,11 +1,13 @@
 """Normaliser, tokenizer, and how many frames CTC needs."""
 
+import json
+
 import pytest
 import torch
 from conftest import CORPUS
 from torch.nn.functional import ctc_loss
 
-from utils.tokenizer import ENGLISH, CharTokenizer, ctc_frames_needed, normalize
+from utils.tokenizer import ENGLISH, CharTokenizer, build_tokenizer, ctc_frames_needed, normalize
 
 TOKENIZERS = [CharTokenizer(), CharTokenizer(alphabet=" aäöüß"), CharTokenizer(alphabet="x")]
 
@@ -35,13 +37,43 @@ def test_real_transcripts_are_spelled_and_read_back():
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda tokenizer: tokenizer.alphabet)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda tokenizer: tokenizer.decode(range(tokenizer.size)))
 def test_symbols_never_collide(tokenizer):
-    characters = tokenizer.encode(tokenizer.alphabet)
+    alphabet = "".join(tokenizer.labels)
+    characters = tokenizer.encode(alphabet)
     symbols = [tokenizer.blank, *characters, tokenizer.sos, tokenizer.eos]
     assert sorted(symbols) == list(range(tokenizer.size))
     assert sorted([tokenizer.blank, *characters]) == list(range(tokenizer.ctc_size))
-    assert tokenizer.decode([tokenizer.sos, *characters, tokenizer.blank, tokenizer.eos]) == tokenizer.alphabet
+    assert tokenizer.decode([tokenizer.sos, *characters, tokenizer.blank, tokenizer.eos]) == alphabet
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda tokenizer: tokenizer.decode(range(tokenizer.size)))
+def test_config_rebuilds_it(tokenizer):
+    again = build_tokenizer(**json.loads(json.dumps(tokenizer.config)))
+    assert type(again) is type(tokenizer) and again.config == tokenizer.config and again.labels == tokenizer.labels
+
+
+@pytest.mark.parametrize("text", ["", "he", "he did not", " he  did ", "  ", "a'b c"])
+def test_words_of_a_token_sequence(text):
+    """They are those of the text, in order, and their tokens alone decode to them; blanks stand for nothing."""
+    tokenizer = CharTokenizer()
+    for tokens in (tokenizer.encode(text), [0, *tokenizer.encode(text), 0, tokenizer.eos]):
+        spans = tokenizer.words(tokens)
+        assert [span.word for span in spans] == text.split()
+        for word, first, last in spans:
+            assert tokenizer.decode(tokens[first : last + 1]) == word
+            assert tokenizer.blank < tokens[first] and tokens[last] < tokenizer.ctc_size
+
+
+def test_boundaries():
+    assert CharTokenizer().boundaries == [1] == CharTokenizer().encode(" ")
+    assert CharTokenizer(alphabet="ab c").boundaries == [3]
+    assert CharTokenizer(alphabet="x").boundaries == []
+
+
+def test_there_is_no_other_tokenizer():
+    with pytest.raises(ValueError, match="^tokenizer 'word' is none of char"):
+        build_tokenizer("word", alphabet="a")
 
 
 def test_unknown_characters_are_named():

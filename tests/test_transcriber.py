@@ -7,7 +7,7 @@ import torch
 from conftest import SPEECH, tiny_network
 
 from models import Transcriber
-from models.inference.transcriber import cut_at_spaces, join_windows, segments
+from models.inference.transcriber import cut_at_words, join_windows, segments
 from utils.audio import AudioError, load_audio, read_windows
 from utils.decoding.alignment import align_ctc
 from utils.decoding.options import DecodingOptions
@@ -71,14 +71,14 @@ def test_windows_join_between_words():
         window[:8] = emissions("zz")  # the beginning of a window is misheard
     for window in windows[:-1]:
         window[-8:] = emissions("zz")
-    joined = join_windows(windows, step, SPACE)
+    joined = join_windows(windows, step, [SPACE])
     assert torch.equal(joined, whole)
 
 
 def test_pieces_end_between_words():
     text = "one two three four five six seven eight nine ten eleven twelve"
     whole = emissions(text)
-    pieces = cut_at_spaces(whole, 60, SPACE)
+    pieces = cut_at_words(whole, 60, [SPACE])
     assert len(pieces) > 4 and all(len(piece) <= 60 for piece in pieces)
     assert torch.equal(torch.cat(pieces), whole)
     spelled = []

@@ -103,9 +103,8 @@ class StreamingRecognizer:
         tokenizer, before = self.network.tokenizer, len(self.text)
         for symbol in path:
             if symbol not in (self.last, tokenizer.blank):
-                char = tokenizer.decode([symbol])
-                if char != " " or (self.text and not self.text.endswith(" ")):
-                    self.text += char
+                piece = tokenizer.decode([symbol])
+                self.text += piece if self.text and not self.text.endswith(" ") else piece.removeprefix(" ")
             self.last = symbol
         return self.text[before:]
 

@@ -56,8 +56,7 @@ class Transcriber:
         self.step = -(-STEP // whole) * whole
         self.step_frames = self.step * SAMPLE_RATE // frame
         self.frames_a_second = SAMPLE_RATE / frame
-        alphabet = self.network.tokenizer.alphabet
-        self.space = alphabet.index(" ") + 1 if " " in alphabet else self.network.tokenizer.blank
+        self.boundaries = self.network.tokenizer.boundaries or [self.network.tokenizer.blank]
 
     def __enter__(self) -> "Transcriber":
         return self
@@ -144,7 +143,7 @@ class Transcriber:
             pieces = [(start, *output) for start, output in heard]
         else:
             outputs = [output for _, output in heard]
-            pieces = self._decode(join_windows(outputs, self.step_frames, self.space))
+            pieces = self._decode(join_windows(outputs, self.step_frames, self.boundaries))
         words = [word._replace(start=round(word.start + start, 3), end=round(word.end + start, 3))
                  for start, _, found in pieces for word in found]
         if len(pieces) == 1:
@@ -157,7 +156,7 @@ class Transcriber:
     def _decode(self, log_probs: Tensor) -> list[tuple[float, list[Candidate], list[Word]]]:
         """Start in seconds, candidates and words of each piece of (T, 2 C) log-probabilities."""
         classes = self.network.tokenizer.ctc_size
-        pieces = cut_at_spaces(log_probs, int(PIECE * self.frames_a_second), self.space)
+        pieces = cut_at_words(log_probs, int(PIECE * self.frames_a_second), self.boundaries)
         starts = [0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()]
         decoded = []
         for i in range(0, len(pieces), self.batch_size):
@@ -179,39 +178,41 @@ class _Window(NamedTuple):
     error: AudioError | None = None
 
 
-def join_windows(log_probs: list[Tensor], step: int, space: int) -> Tensor:
-    """(T_i, C) log-probabilities of windows that begin every `step` frames to those of the whole, (T, C).
+def join_windows(log_probs: list[Tensor], step: int, boundaries: list[int]) -> Tensor:
+    """Joins (T_i, C) log-probabilities of windows that begin every `step` frames to (T, C) of the recording.
 
-    In the middle half of each overlap, before a space that both windows hear, the one gives way to the other.
+    In the middle half of each overlap one window gives way to the next before a word's end in both: before one
+    of the tokens `boundaries`.
     """
     parts, begin = [], 0
     for one, following in zip(log_probs, log_probs[1:], strict=False):
         overlap = min(len(one) - step, len(following))
         margin = overlap // 4
-        between = word_ends(one[step : step + overlap], space) + word_ends(following[:overlap], space)
+        between = word_ends(one[step : step + overlap], boundaries) + word_ends(following[:overlap], boundaries)
         cut = margin + int(between[margin : overlap - margin].argmax()) if overlap > 2 * margin else 0
         parts.append(one[begin : step + cut])
         begin = cut
     return torch.cat([*parts, log_probs[-1][begin:]])
 
 
-def cut_at_spaces(log_probs: Tensor, longest: int, space: int) -> list[Tensor]:
-    """(T, C) log-probabilities in pieces of at most `longest` frames; each but the last ends before a space."""
+def cut_at_words(log_probs: Tensor, longest: int, boundaries: list[int]) -> list[Tensor]:
+    """Cuts (T, C) log-probabilities into pieces of at most `longest` frames; each but the last ends with a word."""
     pieces = []
     while len(log_probs) > longest:
-        cut = longest // 2 + int(word_ends(log_probs[:longest], space)[longest // 2 :].argmax())
+        cut = longest // 2 + int(word_ends(log_probs[:longest], boundaries)[longest // 2 :].argmax())
         pieces.append(log_probs[:cut])
         log_probs = log_probs[cut:]
     return [*pieces, log_probs]
 
 
-def word_ends(log_probs: Tensor, space: int) -> Tensor:
-    """(T,) how surely a frame stands between words: it or the next one is a space, and it is no letter.
+def word_ends(log_probs: Tensor, boundaries: list[int]) -> Tensor:
+    """Returns how surely a frame stands between words, (T,): it or the next is a boundary, and it is no letter.
 
-    Two windows may hear the same space one frame apart. Where none is near, the surest blank is best.
+    Boundaries are spaces, or pieces that begin a word. Two windows may have the same one a frame apart. Where none
+    is near, the surest blank is best.
     """
     probabilities = log_probs.exp()
-    spaces, blanks = probabilities[:, space], probabilities[:, 0]
+    spaces, blanks = probabilities[:, boundaries].sum(dim=1), probabilities[:, 0]
     soon = torch.maximum(spaces, F.pad(spaces[1:], (0, 1)))
     still = F.avg_pool1d(blanks[None], 3, stride=1, padding=1)[0]
     return soon - (1 - blanks - spaces) + 0.1 * still

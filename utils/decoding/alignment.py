@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.tokenizer import CharTokenizer, ctc_frames_needed
+from utils.tokenizer import Tokenizer, WordSpan, ctc_frames_needed
 from utils.types import Word
 
 
-def align_ctc(log_probs: Tensor, text: str, tokenizer: CharTokenizer, frame_seconds: float) -> list[Word] | None:
+def align_ctc(log_probs: Tensor, text: str, tokenizer: Tokenizer, frame_seconds: float) -> list[Word] | None:
     """The words of `text` by the likeliest CTC path that spells it.
 
     Args:
@@ -33,17 +33,15 @@ def align_ctc(log_probs: Tensor, text: str, tokenizer: CharTokenizer, frame_seco
     spans = merge_tokens(path[0], scores[0], blank=tokenizer.blank)  # their scores are mean log-probabilities
     # CTC writes a character once it is sure of it: its sound began after the centre of the frame before.
     times = [((span.start - 1) * frame_seconds, (span.end - 0.5) * frame_seconds) for span in spans]
-    return join_words(text, times, [span.score for span in spans])
+    return join_words(tokenizer.words(tokens), times, [span.score for span in spans])
 
 
-def join_words(text: str, times: Sequence[tuple[float, float]], log_probs: Sequence[float]) -> list[Word]:
-    """Words of a text whose characters have start and end, seconds, and log-probabilities."""
-    words, first = [], 0
-    for word in text.split(" "):
-        last = first + len(word)
-        if word:
-            start, end = max(0.0, times[first][0]), times[last - 1][1]
-            words.append(Word(word, round(start, 3), round(max(start, end), 3),
-                              round(math.exp(sum(log_probs[first:last]) / len(word)), 4)))
-        first = last + 1  # the space
+def join_words(spans: Sequence[WordSpan], times: Sequence[tuple[float, float]],
+               log_probs: Sequence[float]) -> list[Word]:
+    """Returns words with times from the start and end, in seconds, and the log-probability of each of their tokens."""
+    words = []
+    for word, first, last in spans:
+        start, end = max(0.0, times[first][0]), times[last][1]
+        mean = sum(log_probs[first : last + 1]) / (last + 1 - first)
+        words.append(Word(word, round(start, 3), round(max(start, end), 3), round(math.exp(mean), 4)))
     return words

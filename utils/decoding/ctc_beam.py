@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
-from utils.tokenizer import CharTokenizer
+from utils.tokenizer import Tokenizer
 
 INSTALL = "pip install -r requirements.txt installs it"
 END = "</s>"
@@ -35,9 +35,9 @@ class CTCBeamSearch:
     Raises LanguageModelError, and ImportError that names the missing package.
     """
 
-    def __init__(self, options, tokenizer: CharTokenizer, workers: int | None = None):
+    def __init__(self, options, tokenizer: Tokenizer, workers: int | None = None):
         self.options = options
-        labels = ["", *tokenizer.alphabet]  # the blank, then the characters: the tokenizer's own order
+        labels = list(tokenizer.labels)
         words = read_words(options.lm) if options.lm else None
         if words is not None and SPACE in words:
             raise LanguageModelError(options.lm, "over characters, and the search over CTC takes one over words")

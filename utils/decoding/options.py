@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.decoding.ctc import greedy_decode
 from utils.decoding.ctc_beam import CTCBeamSearch
 from utils.lm.ngram import NGram
-from utils.tokenizer import CharTokenizer
+from utils.tokenizer import Tokenizer
 from utils.types import Candidate
 
 
@@ -88,7 +88,7 @@ class Decoder:
     Raises LanguageModelError where a network asks for an n-gram that cannot be used.
     """
 
-    def __init__(self, options: DecodingOptions, tokenizer: CharTokenizer, *, workers: int | None = None):
+    def __init__(self, options: DecodingOptions, tokenizer: Tokenizer, *, workers: int | None = None):
         self.options, self.tokenizer, self.workers = options, tokenizer, workers
 
     @cached_property

@@ -158,7 +158,8 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
 
 def _alphabet(text: str) -> str:
     try:
-        return CharTokenizer(alphabet=text).alphabet
+        CharTokenizer(alphabet=text)
+        return text
     except ValueError as error:
         raise argparse.ArgumentTypeError(error) from None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from utils.decoding.beam_search import Step
 from utils.files.compressed import BoundedReader
-from utils.tokenizer import CharTokenizer
+from utils.tokenizer import Tokenizer
 
 SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
 SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
@@ -47,7 +47,7 @@ class NGram:
     Raises LanguageModelError.
     """
 
-    def __init__(self, path, tokenizer: CharTokenizer):
+    def __init__(self, path, tokenizer: Tokenizer):
         self.path, self.tokenizer = Path(path), tokenizer
         self.words = read_words(self.path)  # None where nothing lists them; also KenLM may crash where this refuses
         self.model = load_kenlm(self.path)
@@ -85,12 +85,12 @@ class NGram:
         return step, [_Place(begin, "")] * rows
 
     def _advance(self, place: "_Place", token: int) -> "_Place":
-        char = self.tokenizer.decode([token])
+        text = self.tokenizer.decode([token])
         if self.over_characters:
-            return self._after(place, SPACE if char == " " else char)[0] if char else place
-        if char == " ":
-            return self._after(place, place.word)[0] if place.word else place
-        return place._replace(word=place.word + char)
+            return self._after(place, SPACE if text == " " else text)[0] if text else place
+        if text.startswith(" ") and place.word:
+            place, _ = self._after(place, place.word)
+        return place._replace(word=place.word + text.removeprefix(" "))
 
     def _after(self, place: "_Place", unit: str) -> tuple["_Place", float]:
         """The place after one more unit, and natural log P(unit)."""
@@ -100,14 +100,13 @@ class NGram:
         return _Place(state, ""), LN10 * self.model.BaseScore(place.state, unit, state)
 
     def _next_character(self, row: Tensor, place: "_Place") -> None:
-        for token, char in enumerate(self.tokenizer.alphabet, start=1):
+        for token, char in enumerate(self.tokenizer.labels[1:], start=1):
             row[token] = self._after(place, SPACE if char == " " else char)[1]
         row[self.tokenizer.eos] = self._after(place, "</s>")[1]
 
     def _next_boundary(self, row: Tensor, place: "_Place") -> None:
         closed, score = self._after(place, place.word) if place.word else (place, 0.0)
-        if " " in self.tokenizer.alphabet:
-            row[self.tokenizer.encode(" ")[0]] = score
+        row[self.tokenizer.boundaries] = score
         row[self.tokenizer.eos] = score + self._after(closed, "</s>")[1]
 
 
@@ -264,7 +263,7 @@ def _listed_words(beside: Path) -> list[str] | None:
         raise LanguageModelError(beside, f"cannot be read ({error})") from None
 
 
-def check_words(path, words: list[str], tokenizer: CharTokenizer) -> list[str]:
+def check_words(path, words: list[str], tokenizer: Tokenizer) -> list[str]:
     """The words that the alphabet can spell, without sentence symbols; says how many it cannot.
 
     Raises LanguageModelError where most cannot be spelled, and says so if their case is the reason.

@@ -29,7 +29,7 @@ from utils.cli.parser import UsageError
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
 from utils.metrics import ErrorCounts, count_errors
-from utils.tokenizer import CharTokenizer
+from utils.tokenizer import Tokenizer, build_tokenizer
 
 EVALUATE = Path(__file__).resolve().parents[2] / "evaluate.py"
 BATCH = 256  # utterances decoded in one call, one thread each
@@ -40,7 +40,7 @@ Point = tuple[float, float]  # alpha, the weight of the n-gram, and beta, the bo
 class Emissions(NamedTuple):
     """CTC log-probabilities of a validation set."""
 
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     texts: list[str]  # references, normalised
     log_probs: list[Tensor]  # (T, C) float32 each
 
@@ -121,7 +121,7 @@ def read_emissions(path: Path) -> Emissions:
         check_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
         check_tensors(saved, path.stat().st_size)
-        tokenizer = CharTokenizer(alphabet=saved["alphabet"])
+        tokenizer = build_tokenizer(**saved["tokenizer"])
         texts = [one["text"] for one in saved["utterances"]]
         log_probs = [one["log_probs"].float() for one in saved["utterances"]]
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, BadZipFile, ValueError, KeyError, TypeError,

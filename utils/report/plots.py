@@ -58,7 +58,7 @@ def diagnostic_images(network, batch: Batch, *, titles: bool = True, **options) 
             features, lengths = network.features(batch.waveforms[:1], batch.sample_counts[:1])
             features, log_probs = features[0, : lengths[0]].cpu(), values[0].cpu()
             title = f"{batch.ids[0]}: {batch.texts[0]}" if titles else ""
-            labels = ["blank", *network.tokenizer.alphabet]
+            labels = ["blank", *network.tokenizer.labels[1:]]
             image = render(lambda drawn=(features, log_probs, labels, title): posterior_figure(*drawn), **options)
         if image is not None:
             images[kind] = image
