@@ -25,24 +25,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.index import DataError
 from data.librispeech import URL
 from models import Recognizer
-from utils.audio import SAMPLE_RATE, AudioError
-from utils.checkpoint.reading import CheckpointError, average_checkpoints, best_checkpoints
+from utils.audio import SAMPLE_RATE
+from utils.checkpoint.reading import average_checkpoints, best_checkpoints
 from utils.cli.parser import (
     OneLineParser,
-    UsageError,
     add_constructor_flags,
-    fail,
     nonnegative_int,
     parse_with_config,
     positive_float,
     positive_int,
 )
 from utils.decoding.options import Decoder, DecodingOptions
+from utils.errors import UsageError, one_line_errors
 from utils.files.atomic import atomic_write
-from utils.lm.ngram import LanguageModelError
 from utils.process import git_revision
 from utils.report.html import build_page, exhibit
 from utils.report.report import Result, build_outcomes, report_files, table, worst_utterances, write_files
@@ -316,17 +313,11 @@ def run(args: argparse.Namespace) -> list[Result]:
 
 def main(argv: list[str] | None = None) -> None:
     """Leaves with status 2 and one line where something that was given is wrong."""
-    try:
+    with one_line_errors("evaluate.py", less_memory="a smaller --batch_seconds or --batch_size needs less"):
         args = parse_arguments(argv)
         if args.threads:
             torch.set_num_threads(args.threads)
         run(args)
-    except (UsageError, DataError, AudioError, CheckpointError, LanguageModelError, ImportError) as error:
-        fail("evaluate.py", error)
-    except torch.OutOfMemoryError:
-        fail("evaluate.py", "the device's memory is full; a smaller --batch_seconds or --batch_size needs less")
-    except OSError as error:
-        fail("evaluate.py", f"{error.filename or 'a file of the report'}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -28,16 +28,14 @@ from utils.audio import EXTENSIONS, AudioError, probe_seconds
 from utils.checkpoint.reading import CheckpointError
 from utils.cli.parser import (
     OneLineParser,
-    UsageError,
     add_constructor_flags,
-    fail,
     parse_with_config,
     positive_float,
     positive_int,
 )
 from utils.decoding.options import DecodingOptions
+from utils.errors import UsageError, one_line_errors
 from utils.files.atomic import atomic_write
-from utils.lm.ngram import LanguageModelError
 from utils.report.writers import WRITERS, Writer
 from utils.types import Transcript
 
@@ -204,7 +202,7 @@ def load_network(args: argparse.Namespace) -> Recognizer:
 def main(argv: list[str] | None = None) -> None:
     """Leaves with the exit status that the module states."""
     failed: list[str] = []
-    try:
+    with one_line_errors("inference.py", less_memory="a smaller --batch_size needs less"):
         args = parse_arguments(argv)
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -214,10 +212,6 @@ def main(argv: list[str] | None = None) -> None:
                 stream(transcriber)
             else:
                 write(transcribe(transcriber, paths, failed), paths, args)
-    except (UsageError, CheckpointError, LanguageModelError, ImportError) as error:
-        fail("inference.py", error)
-    except OSError as error:
-        fail("inference.py", f"{error.filename or args.output_dir}: {error.strerror}")
     raise SystemExit(1 if failed else 0)
 
 

@@ -16,20 +16,17 @@ from pathlib import Path
 
 import yaml
 
-from data.index import DataError
 from data.librispeech import URL
 from models import Recognizer
 from models.mingru.layer import keep_scan_uncompiled
-from utils.audio import AudioError
-from utils.checkpoint.reading import CheckpointError, newest_checkpoint, read_resumable, write_averaged
+from utils.checkpoint.reading import newest_checkpoint, read_resumable, write_averaged
 from utils.cli.parser import (
     OneLineParser,
-    UsageError,
     add_constructor_flags,
     config_arguments,
-    fail,
     read_yaml,
 )
+from utils.errors import UsageError, is_out_of_memory, one_line_errors
 from utils.files.atomic import atomic_write, exclusive_lock
 from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
 from utils.training.flags import add_run_flags
@@ -209,12 +206,8 @@ def explain(error: RuntimeError, module) -> str:
     """What to do about an error of the machine or of the run. Raises any other error as it is."""
     import torch
 
-    from models.lightning_module import TrainingError
-
     text = " ".join(str(error).split())
-    if isinstance(error, TrainingError):
-        return text
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         audio, padded = module.batch_seconds
         return (f"the device's memory is full at a batch of {len(module.batch_ids)} utterances, {audio:.0f} s of audio "
                 f"and {padded:.0f} s with padding; --batch_seconds {max(padded // 2, 1):.0f} with --accumulate 2 is "
@@ -283,18 +276,12 @@ def main(argv: list[str] | None = None) -> None:
 
     load_dotenv(Path(__file__).parent / ".env")
     os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")
-    try:
+    with one_line_errors("train.py"):
         args = parse_arguments(argv)
         if args.print_model:
             print(describe(build_network(args)))
             return
         train(args)
-    except (UsageError, DataError, AudioError, CheckpointError) as error:
-        fail("train.py", error)
-    except OSError as error:  # a full disk, a folder that cannot be written
-        fail("train.py", f"{error.filename or 'a file of the run'}: {error.strerror or error}")
-    except KeyboardInterrupt:  # before training, which has a handler of its own
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

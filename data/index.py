@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from utils.audio import AudioError, probe_seconds
-from utils.errors import printable
+from utils.errors import UserError, printable
 from utils.tokenizer import Tokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
@@ -22,7 +22,7 @@ LONGEST = 3600.0  # seconds of an utterance; what a header states beyond is no u
 LONGEST_LINE = 1 << 20  # bytes of a line in a transcript or a manifest
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used; one line that names the file or flag and the mend."""
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE
+from utils.errors import UserError
 from utils.metrics import ErrorCounts, count_errors
 from utils.types import Batch
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message is one line."""
+class TrainingError(UserError):
+    """A run that cannot go on."""
 
 
 class SpeechModule(lightning.LightningModule):

@@ -81,7 +81,7 @@ def manifest() -> Target:
 
 def yaml() -> Target:
     import train
-    from utils.cli.parser import UsageError
+    from utils.errors import UsageError
 
     seeds = [YAML, *(path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml")))]
     return Target([("x.yaml", seed.encode()) for seed in seeds],

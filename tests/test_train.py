@@ -16,7 +16,7 @@ from training_runs import arguments, weights
 import train
 from models import Recognizer
 from utils.checkpoint.reading import CheckpointError
-from utils.cli.parser import UsageError
+from utils.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from data import librispeech
 from data.index import DataError, build_index
 from data.readers import manifest
 from utils.audio import AudioError, load_audio, probe_seconds, read_windows, resample
-from utils.cli.parser import UsageError
+from utils.errors import UsageError
 from utils.lm.build import read_sentences
 from utils.lm.ngram import LanguageModelError, NGram
 from utils.tokenizer import CharTokenizer

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from utils.errors import printable
+from utils.errors import UserError, printable
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
@@ -25,7 +25,7 @@ _STREAMED_SIZE = 0x7FFF_F000  # bytes; a WAV written to a pipe states this or mo
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile states more than this where a FLAC written to a pipe states none
 
 
-class AudioError(ValueError):
+class AudioError(UserError):
     """A sound file that cannot be used; the message is one line and begins with its path."""
 
     def __init__(self, path, reason: str):

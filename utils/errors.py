@@ -1,13 +1,122 @@
-"""What strangers wrote, such as names of files, fit to stand in one line on any terminal."""
+"""The errors that a user can mend, and how a program ends on them: one line on the terminal and an exit status."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+STANDARD_OUTPUT = "standard output"
+
+
+class UserError(ValueError):
+    """The base of all errors that a user can mend; the message is one line that names the file or flag."""
+
+
+class UsageError(UserError):
+    """A wrong flag or configuration."""
+
+
+@contextmanager
+def one_line_errors(program: str, *, less_memory: str = "") -> Iterator[None]:
+    """Runs the body of a `main()`, which then ends with one line on standard error in place of a traceback.
+
+    The exit status is 2 for a UserError, an OSError, a missing package or full memory, 130 after Ctrl-C, and
+    141 where nobody reads standard output any more, in silence, as for a program that SIGPIPE kills. Any other
+    exception is a fault of the program and keeps its traceback.
+
+    Args:
+        program: the name that the line begins with.
+        less_memory: what helps where memory is full, such as a flag.
+    """
+    _prepare_output()
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (UserError, ImportError) as error:
+        _fail(program, error)
+    except OSError as error:
+        if error.filename == STANDARD_OUTPUT:
+            _discard_output()
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(141) from None
+        _fail(program, _describe(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(program, f"memory is full; {less_memory}" if less_memory else "memory is full")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether Python's or the device's memory was full, or the CPU's when torch asked for it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def printable(text, longest: int | None = None) -> str:
-    """`text` with line ends, control characters and what UTF-8 cannot hold as escapes; its beginning if it is long."""
+    """Returns `text` in one line for any terminal: line ends, control characters and surrogates as escapes.
+
+    Args:
+        longest: characters after which the rest becomes "...".
+    """
     text = str(text)
     if longest is not None and len(text) > longest:
         text = f"{text[:longest]}..."
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return text if text.isprintable() else "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+class _StandardOutput(io.TextIOWrapper):
+    """Standard output whose errors name it, and whose texts may hold what its encoding lacks, as escapes."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering,
+                         write_through=stream.write_through)
+        self.wrapped = stream  # which would close the buffer that both share when nothing refers to it any more
+
+    def write(self, text: str) -> int:
+        with self._named_errors():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._named_errors():
+            super().flush()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = STANDARD_OUTPUT
+            raise
+
+
+def _prepare_output() -> None:
+    """Gives standard output its name in errors, and closed streams a place to discard what they are given."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout.flush()
+        sys.stdout = _StandardOutput(sys.stdout)
+
+
+def _discard_output() -> None:
+    """Sends what still waits in the buffer nowhere, so that Python's own flush at its end does not fail as well."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _describe(error: OSError) -> str:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return ": ".join([*([" -> ".join(names)] if names else []), error.strerror or str(error)])
+
+
+def _fail(program: str, error) -> NoReturn:
+    with suppress(OSError):
+        print(f"{program}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None

@@ -27,13 +27,13 @@ import math
 import os
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data.synthetic.sentences import HELD_OUT_SHARE, draw_sentence_of
+from utils.errors import UserError, one_line_errors
 
 RECIPE = 1  # raise it whenever the same flags would give another corpus
 SAMPLE_RATE = 16_000  # Hz, as written
@@ -308,9 +308,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument("--num_workers", type=int, default=workers, help="processes; 0 for none but this one")
-    try:
-        info = build_corpus(**vars(parser.parse_args(arguments)))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"{parser.prog}: error: {error}")
-    for split, counts in info["splits"].items():
-        print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    with one_line_errors(parser.prog):
+        try:
+            info = build_corpus(**vars(parser.parse_args(arguments)))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(error) from None
+        for split, counts in info["splits"].items():
+            print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))

@@ -18,12 +18,13 @@ from models.components.recurrent import RecurrentBlock
 from models.deepspeech2 import DeepSpeech2
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, from_samples
+from utils.errors import UserError
 
 LARGEST_CHUNK = 1 << 20  # bytes; a WAV whose header states a larger one is damaged
 CHUNK = 0.25  # seconds of audio that are read and heard at a time
 
 
-class StreamingError(ValueError):
+class StreamingError(UserError):
     """A network, or a stream, that cannot be run as the sound arrives; the message is one line."""
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from utils.checkpoint.safetensors_io import SUFFIX, SafetensorsError, read_network, write_network
 from utils.checkpoint.validation import ValidationError, check_archive, check_network, check_tensors
-from utils.cli.parser import OneLineParser, UsageError, fail
-from utils.errors import printable
+from utils.cli.parser import OneLineParser
+from utils.errors import UserError, one_line_errors, printable
 from utils.files.atomic import atomic_write
 
 PREFIX = "network."  # of the network's weights in a checkpoint
@@ -27,7 +27,7 @@ DAMAGE = (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeErr
           ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile)  # what zip and pickle make of damaged bytes
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message is one line and begins with its path."""
 
     def __init__(self, path, reason: str):
@@ -163,16 +163,12 @@ def _check_same_network(path, checkpoint: dict, first_path, first: dict) -> None
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The exit status is 0, or 2 where a flag or a file is wrong."""
+    """Ends with status 0, or 2 where a flag or a file is wrong."""
     parser = OneLineParser(prog="checkpoint.py", description=__doc__.splitlines()[0])
     command = parser.add_subparsers(metavar="export", required=True).add_parser("export", help="to a safetensors file")
     command.add_argument("source", help="a checkpoint that train.py wrote")
     command.add_argument("target", help="NAME.safetensors")
-    try:
+    with one_line_errors(parser.prog):
         args = parser.parse_args(argv)
         export(args.source, args.target)
         print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:,.1f} MB")
-    except (UsageError, CheckpointError, ImportError) as error:
-        fail(parser.prog, error)
-    except OSError as error:
-        fail(parser.prog, f"{error.filename or args.target}: {error.strerror or error}")

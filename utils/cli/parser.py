@@ -3,19 +3,14 @@
 import argparse
 import inspect
 import re
-import sys
 import types
 import typing
 
 import yaml
 
-from utils.errors import printable
+from utils.errors import UsageError, printable
 
 LARGEST_CONFIG = 64 << 10  # bytes
-
-
-class UsageError(ValueError):
-    """A wrong flag or configuration; the message is one line."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -207,9 +202,3 @@ def _bounded(value: int, least: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
     return value
-
-
-def fail(program: str, error) -> typing.NoReturn:
-    """One line on standard error, and exit status 2."""
-    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(2)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte
 LARGEST = 64 << 30  # bytes; LibriSpeech's largest archive has 30 GB
 
 
-class DownloadError(ValueError):
+class DownloadError(UserError):
     """A file that cannot be had; the message is one line that says what to fetch by hand and where to put it."""
 
 

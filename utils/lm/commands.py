@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from utils.cli.parser import OneLineParser, UsageError, fail, nonnegative_float, nonnegative_int, positive_int
-from utils.files.download import DownloadError, fetch
+from utils.cli.parser import OneLineParser, nonnegative_float, nonnegative_int, positive_int
+from utils.errors import UsageError, one_line_errors
+from utils.files.download import fetch
 from utils.lm.build import build, install, ngram_counts, read_sentences, summary
-from utils.lm.ngram import LanguageModelError, NGram, arpa_lines, opened
+from utils.lm.ngram import NGram, arpa_lines, opened
 from utils.lm.tune import tune
 from utils.tokenizer import ENGLISH, CharTokenizer
 
@@ -196,10 +197,6 @@ def _add_tune(commands) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Leaves with the exit status that the module states."""
-    try:
+    with one_line_errors("lm.py"):
         args = parse_arguments(argv)
         args.run(args)
-    except (UsageError, LanguageModelError, DownloadError, ImportError) as error:
-        fail("lm.py", error)
-    except OSError as error:
-        fail("lm.py", f"{error.filename or 'output'}: {error.strerror or error}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.decoding.beam_search import Step
+from utils.errors import UserError
 from utils.files.compressed import BoundedReader
 from utils.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ BINARY = b"mmap lm http://kheafield.com/code"  # how a KenLM binary file begins
 MISSING = "kenlm is not installed: pip install kenlm (it needs a C++ compiler)"
 
 
-class LanguageModelError(ValueError):
+class LanguageModelError(UserError):
     """A language model that cannot be used; the message is one line and begins with its path."""
 
     def __init__(self, path, reason: str):

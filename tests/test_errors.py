@@ -1,0 +1,118 @@
+"""How a `main()` ends: one line, the right exit status, and no traceback, whatever the terminal is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from utils.errors import UsageError, is_out_of_memory, one_line_errors, printable
+
+
+def run(body: str, **options) -> subprocess.CompletedProcess:
+    program = "from utils.errors import *\nimport os, sys\nwith one_line_errors('x.py', less_memory='take less'):\n    "
+    return subprocess.run([sys.executable, "-c", program + body], cwd=ROOT, timeout=60,
+                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+
+
+def ended(done: subprocess.CompletedProcess) -> tuple[int, bytes]:
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("body", "status", "line"), [
+    ("raise UserError('a\\n  b\\x1b[0m')", 2, b"x.py: error: a b\\x1b[0m\n"),
+    ("raise UsageError('--epochs 0')", 2, b"x.py: error: --epochs 0\n"),
+    ("raise ImportError('pip install y')", 2, b"x.py: error: pip install y\n"),
+    ("open('absent/file')", 2, b"x.py: error: absent/file: No such file or directory\n"),
+    ("open(b'absent/\\xe9')", 2, b"x.py: error: absent/\\udce9: No such file or directory\n"),
+    ("os.rename('absent', 'b')", 2, b"x.py: error: absent -> b: No such file or directory\n"),
+    ("raise FileExistsError('delete it')", 2, b"x.py: error: delete it\n"),
+    ("bytearray(1 << 62)", 2, b"x.py: error: memory is full; take less\n"),
+    ("raise KeyboardInterrupt", 130, b""),
+    ("raise SystemExit(7)", 7, b""),
+])
+def test_each_error_is_one_line_and_a_status(body, status, line):
+    assert ended(run(body)) == (status, line)
+
+
+def test_memory_that_torch_does_not_get():
+    import torch
+
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(error.value) and is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    done = run("raise RuntimeError('shapes differ')")
+    assert done.returncode == 1 and b"Traceback" in done.stderr
+    with pytest.raises(ValueError, match="not a user's"), one_line_errors("x.py"):
+        raise ValueError("not a user's")
+
+
+@pytest.mark.parametrize("text", ["one line", "x" * 100_000])
+@pytest.mark.parametrize("end", ["", ", flush=True"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_in_silence(text, end, unbuffered):
+    """As after `| head -1`: as a program ends that SIGPIPE kills, however much waits to be written."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    assert ended(run(f"print({text!r}{end})", stdout=write, env=environment)) == (141, b"")
+    os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("end", ["", ", flush=True"])
+def test_a_full_disk_at_standard_output_is_named(end, unbuffered):
+    with open("/dev/full", "wb") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        assert ended(run(f"print('a line'{end})", stdout=full, env=environment)) == (
+            2, b"x.py: error: standard output: No space left on device\n")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error():
+    body = "raise BrokenPipeError(32, 'Broken pipe', 'comet')"
+    assert ended(run(body)) == (2, b"x.py: error: comet: Broken pipe\n")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-", "2>/dev/full"])
+def test_streams_may_be_closed(closed, tmp_path):
+    program = ("from utils.errors import *\nimport sys, pathlib\n"
+               "with one_line_errors('x.py'):\n"
+               f"    pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+               "    print('text'); print('note', file=sys.stderr)\n"
+               "    raise UserError('reason')\n")
+    done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT, timeout=60,
+                          capture_output=True)
+    assert done.returncode == 2 and (tmp_path / "ran").exists()
+    assert b"Traceback" not in done.stderr and done.stdout in (b"", b"text\n")
+
+
+def test_every_name_can_be_printed_in_every_encoding():
+    body = "print(os.fsdecode(b'caf\\xe9'), 'caf\\u00e9')"
+    done = run(body, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (0, b"caf\\udce9 caf\\xe9\n")
+    done = run(body, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9 café\n".encode())
+
+
+def test_ctrl_c_from_the_keyboard():
+    program = ("from utils.errors import *\nimport time\n"
+               "with one_line_errors('x.py'):\n    print('ready', flush=True); time.sleep(60)")
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout.readline() == b"ready\n"
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert (child.wait(20), child.stderr.read()) == (130, b"")
+
+
+def test_printable():
+    assert printable("two\nlines\tand \x1b[31m") == "two\\nlines\\tand \\x1b[31m"
+    assert printable("naïve 字") == "naïve 字" and printable("abcdef", 3) == "abc..."
+    assert printable(os.fsdecode(b"\xe9")) == "\\udce9"
+    assert isinstance(UsageError("x"), ValueError)
