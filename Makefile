@@ -2,6 +2,7 @@
 # make test    install, run the tests
 # make lint    what CI checks besides
 # make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
+# make clean   delete .venv, caches and the demo corpus; runs/ with its checkpoints stays
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -51,4 +52,5 @@ bench: install
 	done
 
 clean:
-	rm -rf .venv runs .cache $(DEMO)
+	rm -rf .venv .cache .pytest_cache .ruff_cache $(DEMO) $(DEMO).partial
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains a recogniser.
 
-    python train.py -g 4 --epochs 50                      LibriSpeech, downloaded where it is missing
-    python train.py --config configs/digits.yaml          a recipe; flags after it win
-    python train.py --checkpoint_path auto ...            the same command goes on where it stopped
+    python train.py -g 4 --epochs 50                            LibriSpeech, downloaded where it is missing
+    python train.py --config configs/deepspeech2_digits.yaml    a recipe; flags after it win
+    python train.py --checkpoint_path auto ...                  the same command goes on where it stopped
 """
 
 import argparse

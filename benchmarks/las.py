@@ -5,7 +5,8 @@
 The plain loop is what the method reads like: at each step it embeds the last character, runs LSTM
 cells over it and the last context, projects the listener's frames to keys, attends, and classifies. It
 has the speller's own parameters, and the run ends where its loss or its gradient differs.
-Forward and backward pass, by default at the sizes of configs/las.yaml: 16 utterances of 12 s and 150 characters.
+Forward and backward pass, by default at the sizes of configs/las_librispeech.yaml: 16 utterances of 12 s and
+150 characters.
 """
 
 import sys

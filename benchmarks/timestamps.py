@@ -1,6 +1,6 @@
 """How far are word starts from the truth?
 
-    python -m benchmarks.timestamps --checkpoint runs/digits/checkpoints/best.ckpt --split ../shared/corpora/digits/test
+    python -m benchmarks.timestamps --checkpoint best.ckpt --split data/corpora/digits/test
 
 Recordings of one word each are joined with pauses between them, so that the place of every word is
 known: a word starts where its recording first comes within 35 dB of its own loudest 10 ms.

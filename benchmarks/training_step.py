@@ -41,7 +41,7 @@ CHANGES = {  # what each row adds to the one before
     "+ bf16 autocast": {"bf16": True},
 }
 ON_GPU = {"+ channels-last": {"channels_last": True}, "+ torch.compile": {"compile": True}}
-RECIPE = "configs/deepspeech2_mingru.yaml, as it is, bf16"
+RECIPE = "configs/deepspeech2_mingru_librispeech.yaml, as it is, bf16"
 
 
 def changes(device: torch.device) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on several nodes under SLURM, and goes on by itself after preemption or the time limit:
 #
-#     sbatch docs/slurm.sh --config configs/deepspeech2.yaml --output_dir runs/deepspeech2
+#     sbatch docs/slurm.sh --config configs/deepspeech2_librispeech.yaml --output_dir runs/deepspeech2_librispeech
 #
 # from the repository's folder. What follows the script's name is train.py's; change the numbers below for the cluster.
 #SBATCH --job-name=speech

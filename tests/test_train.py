@@ -1,5 +1,6 @@
 """`train.py` as it is typed: what a run leaves, its flags and configs, and what it refuses."""
 
+import itertools
 import json
 import os
 import platform
@@ -106,14 +107,16 @@ def test_local_loggers(tmp_path, logger):
 
 
 def test_print_model_counts_parameters(capsys):
-    train.main(["--config", str(ROOT / "configs" / "deepspeech2_assemblyai.yaml"), "--print_model"])
+    train.main(["--config", str(ROOT / "configs" / "deepspeech2_assemblyai_librispeech.yaml"), "--print_model"])
     assert capsys.readouterr().out.endswith("14,233,053 parameters\n")
 
 
-def test_every_config_is_accepted_and_states_its_command():
+def test_every_config_is_accepted_and_states_its_command_and_result():
     for config in sorted((ROOT / "configs").glob("*.yaml")):
-        train.build_network(train.parse_arguments(["--config", str(config)]))
-        assert config.read_text().startswith(("# python train.py --config configs/" + config.name, "# make demo"))
+        train.build_network(args := train.parse_arguments(["--config", str(config)]))
+        command, *head = itertools.takewhile(lambda line: line.startswith("#"), config.read_text().splitlines())
+        assert command.startswith(("# python train.py --config configs/" + config.name, "# make demo"))
+        assert config.stem.startswith(f"{args.model}_") and any(line.startswith("# Result: ") for line in head)
 
 
 def test_the_command_line_wins_over_the_config(tmp_path):

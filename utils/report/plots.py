@@ -1,6 +1,6 @@
 """Figures: spectrograms with posteriors, attention maps, and the curves of runs.
 
-    python -m utils.report.plots runs/digits/history.jsonl [MORE ...] --output curves.png
+    python -m utils.report.plots runs/deepspeech2_digits/history.jsonl [MORE ...] --output curves.png
 
 Programs draw by `render` or `diagnostic_images`, which use matplotlib's own style whatever the user's matplotlibrc
 says, take no text for a formula, and leave out what cannot be drawn: no figure ends a run.
