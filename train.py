@@ -18,7 +18,7 @@ import yaml
 
 from data.librispeech import URL
 from models import Recognizer
-from models.mingru.layer import keep_scan_uncompiled
+from models.components.checkpointing import EncoderLayer
 from utils.checkpoint.reading import newest_checkpoint, read_resumable, write_averaged
 from utils.cli.parser import (
     OneLineParser,
@@ -28,6 +28,7 @@ from utils.cli.parser import (
 )
 from utils.errors import UsageError, is_out_of_memory, one_line_errors
 from utils.files.atomic import atomic_write, exclusive_lock
+from utils.options import constructor_options
 from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
 from utils.training.flags import add_run_flags
 
@@ -66,21 +67,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_network(args: argparse.Namespace) -> Recognizer:
     """The network that the flags describe. Raises UsageError where they do not fit together."""
-    from models.recognizer import default_options
-
-    options = {name: getattr(args, name) for name in default_options(Recognizer.registry[args.model])}
+    names = [option.name for option in constructor_options(Recognizer.registry[args.model])]
     try:
-        network = Recognizer.build(args.model, **options)
+        network = Recognizer.build(args.model, **{name: getattr(args, name) for name in names})
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
-    if args.gradient_checkpointing and options.get("rnn_norm") == "batch":
-        raise UsageError("--gradient_checkpointing would count every batch twice in the statistics of --rnn_norm batch")
-    if args.compile:
-        keep_scan_uncompiled()
-    for layer in network.large_layers:
-        layer.recompute = args.gradient_checkpointing
-        if args.compile:
-            layer.compile(dynamic=True)  # of any length, without compiling again for each
+    layers = [module for module in network.modules() if isinstance(module, EncoderLayer)]
+    try:
+        for layer in layers if args.gradient_checkpointing else []:
+            layer.recompute_in_backward()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    for layer in layers if args.compile else []:
+        layer.compile(dynamic=True)  # for any length, without compiling again for each
     return network
 
 

@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.components.attention import AttentionType, near_diagonal
-from models.components.features import FeatureNorm
 from models.components.masks import length_mask
+from models.ctc import ctc_loss
 from models.listener import Frontend, Listener, ListenerOutput
 from models.recognizer import Recognizer
 from models.speller import Speller
 from utils.audio import SAMPLE_RATE
-from utils.decoding.alignment import join_words
+from utils.decoding.alignment import align_ctc, join_words
 from utils.decoding.beam_search import Hypothesis, beam_search, weighted_sum
 from utils.decoding.ctc import prefix_step
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm.ngram import NGram
-from utils.tokenizer import ENGLISH
 from utils.types import Batch, Candidate, Word
 
 CHARACTERS_A_SECOND = 30  # no speech is quicker; it bounds a hypothesis that repeats itself
@@ -39,15 +38,6 @@ class LAS(Recognizer, name="las"):
     """Pyramidal BiLSTM listener, attention, LSTM speller.
 
     Args:
-        n_mels: mel bins.
-        window_ms: length of the analysis window, milliseconds.
-        hop_ms: distance between frames, milliseconds.
-        feature_norm: of log-mel features: per utterance, by the training set's statistics, or none.
-        freq_masks: SpecAugment: frequency masks an utterance.
-        freq_width: SpecAugment: widest frequency mask, mel bins.
-        time_masks: SpecAugment: time masks an utterance.
-        time_width: SpecAugment: widest time mask, frames.
-        time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
         frontend: convolutions below the listener, which shorten the time four times.
         conv_channels: channels of these convolutions.
         residual_blocks: residual blocks of the rescnn front end.
@@ -66,25 +56,18 @@ class LAS(Recognizer, name="las"):
         ctc_weight: of the CTC loss on the listener against the speller's; 0 leaves its layer out.
         guided_weight: of the penalty on attention far from the diagonal; 0 for none.
         guided_steps: optimiser steps for which it applies.
-        alphabet: the characters that the network can write, each once.
     """
 
     autoregressive = True
 
-    def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
-                 feature_norm: FeatureNorm = "utterance", freq_masks: int = 2, freq_width: int = 27,
-                 time_masks: int = 2, time_width: int = 100, time_share: float = 0.2,
-                 frontend: Frontend = "none", conv_channels: int = 32, residual_blocks: int = 1,
+    def __init__(self, *, frontend: Frontend = "none", conv_channels: int = 32, residual_blocks: int = 1,
                  listener_size: int = 256, pyramid_layers: int = 3,
                  attention: AttentionType = "content", attention_size: int = 256,
                  speller_size: int = 512, speller_layers: int = 2, embedding_size: int = 256,
                  tied_embedding: bool = False, dropout: float = 0.2,
                  scheduled_sampling: float = 0.1, scheduled_sampling_steps: int = 10_000, label_smoothing: float = 0.1,
-                 ctc_weight: float = 0.3, guided_weight: float = 0.0, guided_steps: int = 2000,
-                 alphabet: str = ENGLISH):
-        super().__init__(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, feature_norm=feature_norm,
-                         freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
-                         time_width=time_width, time_share=time_share, alphabet=alphabet)
+                 ctc_weight: float = 0.3, guided_weight: float = 0.0, guided_steps: int = 2000, **shared):
+        super().__init__(**shared)
         shares = {"ctc_weight": ctc_weight, "scheduled_sampling": scheduled_sampling,
                   "label_smoothing": label_smoothing}
         for name, value in shares.items():
@@ -94,8 +77,9 @@ class LAS(Recognizer, name="las"):
         self.label_smoothing = label_smoothing
         self.ctc_weight, self.guided_weight, self.guided_steps = ctc_weight, guided_weight, guided_steps
         self.steps = 0  # optimiser steps so far
-        self.listener = Listener(n_mels, listener_size, pyramid_layers, frontend=frontend, conv_channels=conv_channels,
-                                 residual_blocks=residual_blocks, dropout=dropout)
+        self.listener = Listener(self.features.size, listener_size, pyramid_layers, frontend=frontend,
+                                 conv_channels=conv_channels, residual_blocks=residual_blocks, dropout=dropout)
+        self.time_stride = self.listener.ctc_reduction
         self.speller = Speller(
             self.listener.outputs, self.tokenizer.size, [self.tokenizer.blank, self.tokenizer.sos], size=speller_size,
             layers=speller_layers, attention=attention, attention_size=attention_size,
@@ -134,7 +118,7 @@ class LAS(Recognizer, name="las"):
                 "diagonality": self.diagonality(weights, encoding, batch)}
         sums["loss"] = sums["attention"]
         if self.ctc is not None:
-            sums["ctc"] = self.ctc_loss(*self.ctc_log_probs(encoding), batch)
+            sums["ctc"] = ctc_loss(*self.ctc_log_probs(encoding), batch, self.tokenizer.blank)
             sums["loss"] = (1 - self.ctc_weight) * sums["attention"] + self.ctc_weight * sums["ctc"]
         if self.guided_weight and self.training and self.steps < self.guided_steps:
             sums["loss"] = sums["loss"] + self.guided_weight * (batch.token_counts.sum() - sums["diagonality"])
@@ -157,12 +141,6 @@ class LAS(Recognizer, name="las"):
         steps = (weights * near).sum(dim=2)  # (B, U + 1)
         return steps.masked_fill(~length_mask(batch.token_counts, steps.shape[1]), 0.0).sum()
 
-    @property
-    def large_layers(self) -> list[nn.Module]:
-        """The listener's."""
-        listener = self.listener
-        return [layer for layer in (listener.frontend, listener.bottom, *listener.pyramid) if layer is not None]
-
     def ctc_log_probs(self, encoding: ListenerOutput) -> tuple[Tensor, Tensor] | None:
         """(B, T', V) float32 log-probabilities of blank and characters and (B,) lengths; None without CTC."""
         if self.ctc is None:
@@ -173,10 +151,6 @@ class LAS(Recognizer, name="las"):
         """(B,) most characters that utterances of such lengths can hold."""
         seconds = encoding.ctc_lengths * (self.ctc_frame_samples / SAMPLE_RATE)
         return (seconds * CHARACTERS_A_SECOND).long() + 1
-
-    def decode(self, encoding: ListenerOutput) -> list[str]:
-        """Greedy: the likeliest character at each step."""
-        return [self.tokenizer.text(best.tokens) for best, in self._beam_search(encoding, DecodingOptions(), None)]
 
     def search(self, encoding: ListenerOutput, decoder: Decoder) -> list[list[Candidate]]:
         """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (section 3.4).
@@ -228,7 +202,8 @@ class LAS(Recognizer, name="las"):
         aligned = [None] * len(texts)
         if self.ctc is not None:
             outputs = zip(*self.ctc_log_probs(encoding), texts, strict=True)
-            aligned = [self.align_ctc(log_probs[:length], text) for log_probs, length, text in outputs]
+            aligned = [align_ctc(log_probs[:length], text, self.tokenizer, self.ctc_frame_samples / SAMPLE_RATE)
+                       for log_probs, length, text in outputs]
         if None not in aligned:
             return aligned
         by_attention = self._align_by_attention(encoding, texts)
@@ -249,11 +224,6 @@ class LAS(Recognizer, name="las"):
             found.append(join_words(self.tokenizer.words(token.tolist()), times, scores))
         return found
 
-    @property
-    def ctc_frame_samples(self) -> int:
-        """The features' hop times the frames that the listener joins below CTC."""
-        return self.features.hop * self.listener.ctc_reduction
-
     def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
         """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""
         encoding = self.encode(batch.waveforms, batch.sample_counts)
@@ -264,6 +234,6 @@ class LAS(Recognizer, name="las"):
             views["posteriors"] = [p[:t] for p, t in zip(*self.ctc_log_probs(encoding), strict=True)]
         return views
 
-    def output_frames(self, samples: int) -> int:
-        """CTC frames of an utterance of so many samples."""
-        return int(self.listener.output_length(self.features.lengths(torch.tensor(samples))))
+    def output_lengths(self, frames):
+        """Returns the CTC frames of `frames` feature frames, a tensor or an int."""
+        return self.listener.output_length(frames)

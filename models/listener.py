@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.components.checkpointing import run
 from models.components.convolution import VGG, ConvFrontend, halve
 from models.components.masks import mask_frames
 from models.components.recurrent import RecurrentLayer
@@ -58,11 +57,11 @@ class Listener(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> ListenerOutput:
         """(B, T, F) features and (B,) lengths."""
         if self.frontend is not None:
-            features, lengths = run(self.frontend, features, lengths)
-        x = self.dropout(run(self.bottom, features, lengths))
+            features, lengths = self.frontend(features, lengths)
+        x = self.dropout(self.bottom(features, lengths))
         ctc = x, lengths
         for i, layer in enumerate(self.pyramid, start=1):
-            x, lengths = run(layer, x, lengths)
+            x, lengths = layer(x, lengths)
             ctc = (x, lengths) if i == self.ctc_layers else ctc
         return ListenerOutput(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from models import Recognizer
 
@@ -39,6 +40,13 @@ def tiny_network(variant: str) -> Recognizer:
     model, options = VARIANTS[variant]
     torch.manual_seed(0)
     return Recognizer.build(model, **{**TINY[model], **options})
+
+
+@torch.inference_mode()
+def greedy_texts(network: Recognizer, waveforms: list[torch.Tensor]) -> list[str]:
+    """The greedy texts of (S,) waveforms as one batch, without what `Transcriber` does around the network."""
+    counts = torch.tensor([len(waveform) for waveform in waveforms])
+    return network.eval().decode(network.encode(pad_sequence(waveforms, batch_first=True), counts))
 
 
 @pytest.fixture(params=VARIANTS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CORPUS, ROOT, SPEECH, tiny_network
+from conftest import CORPUS, ROOT, SPEECH, greedy_texts, tiny_network
 
 import inference
 from utils.audio import load_audio
@@ -33,7 +33,7 @@ def transcribe(capsys, *argv) -> tuple[int, list[str], str]:
 
 
 def test_one_file_one_line(checkpoint, capsys):
-    expected = inference.Recognizer.from_checkpoint(checkpoint).transcribe([load_audio(SPEECH[0])])
+    expected = greedy_texts(inference.Recognizer.from_checkpoint(checkpoint), [load_audio(SPEECH[0])])
     assert transcribe(capsys, "--checkpoint", checkpoint, "--audio", SPEECH[0]) == (0, expected, "")
 
 

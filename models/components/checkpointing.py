@@ -1,15 +1,24 @@
-"""Gradient checkpointing of single layers."""
+"""Gradient checkpointing and compilation, layer by layer."""
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run(layer: nn.Module, *inputs):
-    """A layer's output. Where the layer has `recompute`, the backward pass runs it again (gradient checkpointing).
+class EncoderLayer(nn.Module):
+    """A large layer of an encoder: the unit of gradient checkpointing and of `torch.compile`."""
 
-    What its inside would keep for the backward pass is then never in memory for more than one layer at a time.
-    """
-    if getattr(layer, "recompute", False) and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    return layer(*inputs)
+    recompute = False
+
+    def recompute_in_backward(self) -> None:
+        """Drops the activations after the forward pass and computes them again in the backward pass.
+
+        Memory then holds the activations of one layer at a time. Raises ValueError where that changes the training.
+        """
+        self.recompute = True
+
+    def __call__(self, *inputs):
+        """Returns the layer's output, to be recomputed where that was asked for."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False)
+        return super().__call__(*inputs)

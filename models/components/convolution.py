@@ -6,6 +6,7 @@ Images are (B, C, T, F), so that layer normalisation over features needs no tran
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.checkpointing import EncoderLayer
 from models.components.masks import length_mask, mask_frames
 
 
@@ -77,7 +78,7 @@ class ResidualBlock(nn.Module):
         return x + residual
 
 
-class ConvFrontend(nn.Module):
+class ConvFrontend(EncoderLayer):
     """The convolutional front end of both models: a strided stem, then residual blocks."""
 
     def __init__(self, channels: int, n_mels: int, blocks: int, *, time_stride: int, dropout: float):
@@ -100,7 +101,7 @@ class ConvFrontend(nn.Module):
         return self.stem.output_length(frames)
 
 
-class VGG(nn.Module):
+class VGG(EncoderLayer):
     """Four 3x3 convolutions, time and frequency halved by pooling after every second (Hori et al. 2017)."""
 
     def __init__(self, channels: int, n_mels: int):
@@ -125,7 +126,7 @@ class VGG(nn.Module):
 
 
 class LookaheadConv(nn.Module):
-    """Row convolution (Amodei et al. 2015, section 3.6): r_t = sum_{j=0..context} w_j * h_{t+j}.
+    """Row convolution (Amodei et al. 2015, section 3.7): r_t = sum_{j=0..context} w_j * h_{t+j}.
 
     It gives a unidirectional network `context` frames of the future, one filter a feature.
     """

@@ -29,6 +29,7 @@ class LogMel(nn.Module):
                  feature_norm: FeatureNorm = "utterance", sample_rate: int = SAMPLE_RATE):
         super().__init__()
         self.feature_norm = feature_norm
+        self.size = n_mels
         self.window = round(sample_rate * window_ms / 1000)  # samples
         self.hop = round(sample_rate * hop_ms / 1000)  # samples
         if not 0 < self.hop <= self.window <= sample_rate:

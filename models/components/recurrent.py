@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.checkpointing import EncoderLayer
 from models.components.masks import length_mask, reverse_frames
-from models.mingru.layer import MinGRU, ScanSpace, run_directions
+from models.mingru.layer import MinGRU, ScanSpace, keep_scan_uncompiled, run_directions
 
 RNNType = Literal["gru", "lstm", "mingru"]
 Norm = Literal["layer", "batch"]
@@ -46,7 +47,7 @@ def build_rnn(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanSp
     return {"gru": nn.GRU, "lstm": nn.LSTM}[rnn_type](input_size, hidden_size, batch_first=True)
 
 
-class RecurrentLayer(nn.Module):
+class RecurrentLayer(EncoderLayer):
     """A recurrent layer in one or two directions, which are concatenated."""
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool = True,
@@ -54,6 +55,11 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         self.forwards = build_rnn(rnn_type, input_size, hidden_size, scan)
         self.backwards = build_rnn(rnn_type, input_size, hidden_size, scan) if bidirectional else None
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compiles the layer, all but minGRU's scan."""
+        keep_scan_uncompiled()
+        super().compile(*args, **kwargs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, input_size) to (B, T, directions * hidden_size)."""
@@ -75,6 +81,13 @@ class RecurrentBlock(RecurrentLayer):
         super().__init__(input_size, hidden_size, rnn_type=rnn_type, bidirectional=bidirectional, scan=scan)
         self.norm = NORMS[norm](input_size)
         self.dropout = nn.Dropout(dropout)
+
+    def recompute_in_backward(self) -> None:
+        """Refuses where normalisation keeps statistics of the batches, with a ValueError that names the flags."""
+        if isinstance(self.norm, SequenceBatchNorm):
+            raise ValueError("--gradient_checkpointing would count every batch twice in the statistics of "
+                             "--rnn_norm batch")
+        super().recompute_in_backward()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, input_size) to (B, T, directions * hidden_size)."""

@@ -1,7 +1,6 @@
 """Command lines: flags from constructors, YAML files as strict as flags, errors in one line."""
 
 import argparse
-import inspect
 import re
 import types
 import typing
@@ -9,6 +8,7 @@ import typing
 import yaml
 
 from utils.errors import UsageError, printable
+from utils.options import constructor_options
 
 LARGEST_CONFIG = 64 << 10  # bytes
 
@@ -25,20 +25,15 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_constructor_flags(parser: argparse.ArgumentParser, cls: type, *, title: str = "",
                           aliases: dict[str, str] | None = None) -> None:
-    """One flag for each keyword-only argument of `cls`, with its type, choices, default and help.
+    """Adds one flag for each option of `cls` and its bases (`constructor_options`).
 
-    Understood are int, float, str, bool, Literal and list of these; the help is the argument's
-    line under `Args:` in the class's docstring.
+    Its type may be int, float, str, bool, Literal, or a list of these.
     """
-    helps = dict(re.findall(r"^\s{8}(\w+): (.+)$", cls.__doc__ or "", flags=re.MULTILINE))
-    hints = typing.get_type_hints(cls.__init__)
     group = parser.add_argument_group(title or f"model: {cls.__name__}")
-    for parameter in inspect.signature(cls.__init__).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            name, default = parameter.name, parameter.default
-            help_text = helps.get(name, "").replace("%", "%%") or None
-            names = [f"--{one}" for one in (name, (aliases or {}).get(name)) if one]
-            group.add_argument(*names, default=default, help=help_text, **_flag_type(hints[name]))
+    for option in constructor_options(cls):
+        names = [f"--{one}" for one in (option.name, (aliases or {}).get(option.name)) if one]
+        group.add_argument(*names, default=option.default, help=option.help.replace("%", "%%") or None,
+                           **_flag_type(option.type))
 
 
 def _flag_type(hint) -> dict:

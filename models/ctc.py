@@ -1,0 +1,118 @@
+"""Connectionist temporal classification (Graves et al. 2006): what networks trained by it share above their encoder."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.recognizer import Recognizer
+from utils.audio import SAMPLE_RATE
+from utils.decoding.alignment import align_ctc
+from utils.decoding.options import Decoder
+from utils.types import Batch, Candidate, Word
+
+HeadType = Literal["linear", "mlp"]
+
+
+class Encoding(NamedTuple):
+    """Encoder output of B utterances."""
+
+    frames: Tensor  # (B, T, H)
+    lengths: Tensor  # (B,) int64
+    local: Tensor | None = None  # (B, T, H') output of layers that see a short context, for the local CTC head
+
+
+class CTCRecognizer(Recognizer):
+    """An encoder, a classifier of its frames, and CTC.
+
+    A network of this kind sets its layers and `time_stride` in its constructor, which ends with `add_heads`,
+    and defines `encode` and `output_lengths`.
+
+    Args:
+        head: classifier: one linear layer, or linear, GELU, dropout, linear.
+        local_ctc_weight: weight of a CTC loss on layers with short context, which tells word times; 0 leaves it out.
+    """
+
+    def __init__(self, *, head: HeadType = "mlp", local_ctc_weight: float = 0.0, **shared):
+        super().__init__(**shared)
+        if not 0 <= local_ctc_weight < 1:
+            raise ValueError(f"local_ctc_weight {local_ctc_weight} must be at least 0 and below 1")
+        self.head_type, self.local_ctc_weight = head, local_ctc_weight
+        self.losses = ("loss", "ctc", "local_ctc") if local_ctc_weight else ("loss",)
+
+    def add_heads(self, size: int, hidden: int, local_size: int, dropout: float) -> None:
+        """Adds the classifier, and the local one where it has a weight.
+
+        Args:
+            size: features H of `Encoding.frames`.
+            hidden: hidden units of an mlp head.
+            local_size: features H' of `Encoding.local`.
+            dropout: in an mlp head.
+        """
+        classes = self.tokenizer.ctc_size
+        self.head = nn.Linear(size, classes) if self.head_type == "linear" else nn.Sequential(
+            nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
+        self.local_head = nn.Linear(local_size, classes) if self.local_ctc_weight else None
+
+    def ctc_log_probs(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
+        """Returns (B, T, V) float32 log-probabilities of the blank and the tokens, and (B,) lengths."""
+        return self.head(encoding.frames).float().log_softmax(dim=-1), encoding.lengths
+
+    def alignment_log_probs(self, encoding: Encoding) -> Tensor:
+        """Returns (B, T, V) log-probabilities that tell when tokens are spoken.
+
+        An encoder that sees the whole utterance may emit a token long before or after it is spoken, and CTC does not
+        mind. Layers that see a quarter of a second cannot.
+        """
+        if self.local_head is None:
+            return self.ctc_log_probs(encoding)[0]
+        return self.local_head(F.gelu(encoding.local)).float().log_softmax(dim=-1)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns (B, T, V) log-probabilities of the blank and the tokens, and (B,) lengths."""
+        return self.ctc_log_probs(self.encode(batch.waveforms, batch.sample_counts))
+
+    def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
+        """Returns the CTC negative log-likelihood, nats, summed over the batch."""
+        ctc = ctc_loss(*self.ctc_log_probs(encoding), batch, self.tokenizer.blank)
+        if self.local_head is None:
+            return {"loss": ctc}
+        local = ctc_loss(self.alignment_log_probs(encoding), encoding.lengths, batch, self.tokenizer.blank)
+        loss = (1 - self.local_ctc_weight) * ctc + self.local_ctc_weight * local
+        return {"loss": loss, "ctc": ctc, "local_ctc": local}
+
+    def search(self, encoding: Encoding, decoder: Decoder) -> list[list[Candidate]]:
+        """Returns the greedy best path, or the texts of a prefix beam search with an n-gram."""
+        return decoder.search_ctc(*self.ctc_log_probs(encoding))
+
+    def align(self, encoding: Encoding, texts: list[str]) -> list[list[Word]]:
+        """Returns the words of each text by forced alignment; none where CTC has fewer frames than the text needs."""
+        outputs = zip(self.alignment_log_probs(encoding), encoding.lengths, texts, strict=True)
+        return [self.align_ctc(log_probs[:length], text) or [] for log_probs, length, text in outputs]
+
+    def align_ctc(self, log_probs: Tensor, text: str) -> list[Word] | None:
+        """Returns the words of a text, aligned to (T, V) CTC log-probabilities; None where T is too small for it."""
+        return align_ctc(log_probs, text, self.tokenizer, self.ctc_frame_samples / SAMPLE_RATE)
+
+    def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """Returns CTC `posteriors`, the (T, V) log-probabilities of each utterance."""
+        return {"posteriors": [log_probs[:length] for log_probs, length in zip(*self(batch), strict=True)]}
+
+
+def ctc_loss(log_probs: Tensor, lengths: Tensor, batch: Batch, blank: int) -> Tensor:
+    """Returns the negative log-likelihood, nats, of a batch's tokens, summed over the batch.
+
+    An utterance with fewer frames than its text needs has no path; it counts as 0. CUDA's gradient differs from run
+    to run in its last bits, so that deterministic training computes it on the CPU.
+
+    Args:
+        log_probs: (B, T, V).
+        lengths: (B,) valid frames.
+        batch: holds the tokens.
+        blank: class of the blank.
+    """
+    device = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else log_probs.device
+    inputs = log_probs.transpose(0, 1), batch.tokens, lengths, batch.token_counts
+    return F.ctc_loss(*(part.to(device) for part in inputs), blank=blank, reduction="sum",
+                      zero_infinity=True).to(log_probs.device)

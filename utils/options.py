@@ -1,0 +1,35 @@
+"""Constructor arguments as options: declared once, in a signature and its docstring; used as flags and as config."""
+
+import inspect
+import re
+import typing
+from typing import Any, NamedTuple
+
+
+class Option(NamedTuple):
+    """A keyword-only constructor argument."""
+
+    name: str
+    type: Any  # its annotation
+    default: Any  # inspect.Parameter.empty where there is none
+    help: str  # its line under `Args:` in the class's docstring
+
+
+def constructor_options(cls: type) -> list[Option]:
+    """Returns the keyword-only arguments of a class, its own ones first, then those of its bases.
+
+    A base's arguments count as long as every constructor before it takes `**kwargs`, to hand them on.
+    """
+    options = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        helps = dict(re.findall(r"^\s{8}(\w+): (.+)$", owner.__doc__ or "", flags=re.MULTILINE))
+        hints = typing.get_type_hints(owner.__init__)
+        parameters = inspect.signature(owner.__init__).parameters.values()
+        for one in parameters:
+            if one.kind is one.KEYWORD_ONLY and one.name not in options:
+                options[one.name] = Option(one.name, hints[one.name], one.default, helps.get(one.name, ""))
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            break
+    return list(options.values())
