@@ -111,7 +111,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def decodings(args: argparse.Namespace) -> dict[str, DecodingOptions]:
     """The ways of decoding, by a name for each. Raises UsageError."""
     try:
-        options = DecodingOptions.of(args)
+        options = DecodingOptions.from_flags(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if options.decoder == "greedy":

@@ -74,7 +74,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def decoding(args: argparse.Namespace) -> DecodingOptions:
     """The decoding flags. Raises UsageError."""
     try:
-        return DecodingOptions.of(args)
+        return DecodingOptions.from_flags(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

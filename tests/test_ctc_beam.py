@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from conftest import TINY
 from models import Recognizer
 from utils.decoding.ctc_beam import CTCBeamSearch, without_sure_blanks
 from utils.decoding.options import Decoder, DecodingOptions
+from utils.errors import UsageError
 from utils.lm import build as lm_build
 from utils.lm.ngram import LN10, LanguageModelError, NGram
 from utils.tokenizer import CharTokenizer
@@ -171,6 +173,30 @@ def test_hotwords_count_for_each_of_their_words(words, backend, with_lm):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_hotwords_in_capitals(backend):
+    """As people write names: they are normalised as transcripts are."""
+    emissions = [random_emissions(seed, 4) for seed in range(5)]
+    small, capital = (search(emissions, exact(decoder_backend=backend, hotwords=words, hotword_weight=2.0))
+                      for words in (["a ba", "b"], [" A  BA", "Ｂ"]))
+    assert small == capital != search(emissions, exact(decoder_backend=backend))
+
+
+@pytest.mark.parametrize(("word", "reason"), [("Zoë", "--hotwords Zoë: the network cannot write o z ë"),
+                                              (" ", "--hotwords ' ': has no word"), ("a\n\0", r"cannot write \x00")])
+def test_hotwords_that_cannot_be_written_are_refused(word, reason):
+    with pytest.raises(UsageError) as error:
+        Decoder(DecodingOptions(decoder="beam", hotwords=["a", word]), TOKENIZER)
+    assert str(error.value).endswith(reason) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [one.name for one in fields(DecodingOptions) if one.type is float])
+def test_every_float_is_finite(name, value):
+    with pytest.raises(UsageError, match=f"^--{name} {value} must be finite$"):
+        DecodingOptions(decoder="beam", **{name: value})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_best_text_alone(words, backend):
     """For one text the programs also drop hypotheses that agree in all that the n-gram can still see.
 
@@ -290,7 +316,7 @@ def test_skipped_blanks_leave_the_texts(english, backend, with_lm):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("content", "reason"), [
-    (CHARACTERS, "over characters, and the search over CTC takes one over words"),
+    (CHARACTERS, "over characters, which CTC beam search cannot use; build one with --unit word"),
     (ARPA.replace("a", "A").replace("b", "B").replace("\\dAtA\\", "\\data\\").replace("ngrAm", "ngram")
      .replace("grAms", "grams"), "cannot spell 4 of its 4 words; 4 can in the other case"),
     (ARPA[:100], "cut off: it ends within its 1-grams"),

@@ -1,7 +1,7 @@
 """Prefix beam search over CTC log-probabilities, with a word n-gram.
 
-Two programs do it, with the same algorithm and the same options: `ctc-beam-decoder` (C++) and
-pyctcdecode (Python), which the first reproduces. They are loaded when they are first asked for.
+Two packages do it, with the same algorithm and the same options: `ctc-beam-decoder` (C++) and its reference,
+pyctcdecode (Python). Each is imported when it is first used.
 """
 
 import multiprocessing
@@ -11,26 +11,27 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
+from utils.errors import printable
 from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
 from utils.tokenizer import Tokenizer
 
 INSTALL = "pip install -r requirements.txt installs it"
 END = "</s>"
-LOWEST = -34.0  # natural log; both programs raise lower values to ln 1e-15 = -34.5
+LOWEST = -34.0  # natural log; both packages raise lower values to ln 1e-15 = -34.5
 
 
 class CTCBeamSearch:
-    """N-best texts of CTC log-probabilities.
+    """Finds the n-best texts of CTC log-probabilities.
 
     A text's score is ln P_CTC + alpha ln P_LM(text and its end) + beta for each word, and -10 alpha ln 10 for
-    each word that the n-gram does not list. The programs add that for the empty word too, to texts some
-    of whose paths end in a space, and to the empty text. So, with an n-gram, its end is spelled as one
-    more word, in two more frames; what the programs score after that is the same for all texts.
+    each word that the n-gram does not list. Both packages add that for the empty word too, to texts some
+    of whose paths end in a space, and to the empty text. So, with an n-gram, its end is decoded as one
+    more word, in two more frames; what the packages score after that is the same for all texts.
 
     Args:
         options: a `utils.decoding.options.DecodingOptions`.
-        tokenizer: of the network; column i of its log-probabilities is token i.
-        workers: utterances at a time; as many as there are cores by default.
+        tokenizer: the network's; column i of its log-probabilities is token i.
+        workers: utterances that are decoded at a time; as many as there are cores by default.
 
     Raises LanguageModelError, and ImportError that names the missing package.
     """
@@ -40,7 +41,8 @@ class CTCBeamSearch:
         labels = list(tokenizer.labels)
         words = read_words(options.lm) if options.lm else None
         if words is not None and SPACE in words:
-            raise LanguageModelError(options.lm, "over characters, and the search over CTC takes one over words")
+            raise LanguageModelError(options.lm, "is an n-gram over characters, which CTC beam search cannot use; "
+                                                 "build one with --unit word")
         self.space = labels.index(" ") if options.lm and " " in labels else None
         labels += [END] if self.space else []
         if words is not None:
@@ -50,7 +52,7 @@ class CTCBeamSearch:
         self.after_end = self._score_after_end(tokenizer.ctc_size) if self.space else 0.0
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
-        """(B, T, C) log-probabilities and (B,) lengths to (text, score) pairs of each utterance, best first."""
+        """Returns the (text, score) pairs of each utterance, best first, of (B, T, C) log-probabilities."""
         arrays = [one[:length].cpu().numpy() for one, length in zip(log_probs.float(), lengths.tolist(), strict=True)]
         if self.options.skip_blanks < 1:
             arrays = [without_sure_blanks(array, self.options.skip_blanks) for array in arrays]
@@ -60,7 +62,7 @@ class CTCBeamSearch:
                  for beam in beams[: self.options.nbest]] or [("", 0.0)] for beams in self.backend.search(arrays)]
 
     def _ended(self, array: np.ndarray, ends: int = 1) -> np.ndarray:
-        """(T, C) log-probabilities, and frames of a space and of the end: (T + 2 ends, C + 1)."""
+        """Appends frames of a space and of the end to (T, C) log-probabilities: (T + 2 ends, C + 1)."""
         frames, classes = array.shape
         ended = np.full((frames + 2 * ends, classes + 1), -np.inf, dtype=np.float32)
         ended[:frames, :classes] = array
@@ -68,7 +70,7 @@ class CTCBeamSearch:
         return ended
 
     def _score_after_end(self, classes: int) -> float:
-        """What all scores hold too much: by how much two ends exceed one."""
+        """Returns what all scores hold too much: by how much two ends exceed one."""
         nothing = np.zeros((0, classes), dtype=np.float32)
         (one, *_), (two, *_) = self.backend.search([self._ended(nothing), self._ended(nothing, ends=2)])
         return float(two[-1]) - float(one[-1])
@@ -79,17 +81,17 @@ class CTCBeamSearch:
 
 
 def without_sure_blanks(log_probs: np.ndarray, threshold: float) -> np.ndarray:
-    """Leaves out frames whose blank is likelier than `threshold`, but for the first of each run of them.
+    """Leaves out frames whose blank is likelier than `threshold`, except the first of each run of them.
 
-    That one keeps a repeated symbol apart from itself, which is all that a sure blank does to a text. The blank is
-    column 0 of the (T, C) log-probabilities. What is left out lowers a score by next to nothing.
+    That one keeps repeated tokens apart, which is all that a sure blank does to a text. The blank is column 0 of
+    the (T, C) log-probabilities. The frames left out would have lowered scores by next to nothing.
     """
     sure = log_probs[:, 0] > np.log(threshold)
     return log_probs[~(sure & np.roll(sure, 1) & (np.arange(len(sure)) > 0))]
 
 
 class _Native:
-    """`ctc-beam-decoder`: threads, since the search holds no lock of Python."""
+    """Runs `ctc-beam-decoder` in threads: its search does not hold Python's interpreter lock."""
 
     def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
         try:
@@ -103,7 +105,7 @@ class _Native:
                     self.decoder = ctc_beam_decoder.BeamSearchDecoder(
                         labels, kenlm_model_path=path, unigrams=words, alpha=options.alpha, beta=options.beta)
                 except (ValueError, RuntimeError, OSError) as error:
-                    raise LanguageModelError(options.lm, " ".join(str(error).split())[:200]) from None
+                    raise LanguageModelError(options.lm, f"KenLM cannot load it ({printable(error)})") from None
         else:
             self.decoder = ctc_beam_decoder.BeamSearchDecoder(labels)
         self.threads = ThreadPoolExecutor(workers)
@@ -113,7 +115,7 @@ class _Native:
 
     def _one(self, array: np.ndarray) -> list[tuple]:
         options = self.options
-        if not len(array):  # which it refuses
+        if not len(array):  # ctc-beam-decoder refuses an array without frames
             return []
         return self.decoder.decode_beams(
             array, beam_width=options.beam_size, beam_prune_logp=options.beam_prune_logp,
@@ -125,7 +127,7 @@ class _Native:
 
 
 class _PyCTCDecode:
-    """pyctcdecode: processes, forked once."""
+    """Runs pyctcdecode in processes that are forked once."""
 
     def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
         try:

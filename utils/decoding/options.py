@@ -1,6 +1,8 @@
-"""How a text is chosen from what a network heard: the options that `inference.py` and `evaluate.py` share."""
+"""How texts are chosen from a network's outputs: the options that `inference.py` and `evaluate.py` share."""
 
-from dataclasses import dataclass, fields
+import math
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
 
@@ -8,31 +10,35 @@ from torch import Tensor
 
 from utils.decoding.ctc import greedy_decode
 from utils.decoding.ctc_beam import CTCBeamSearch
+from utils.errors import UsageError, printable
 from utils.lm.ngram import NGram
-from utils.tokenizer import Tokenizer
+from utils.tokenizer import Tokenizer, normalize
 from utils.types import Candidate
+
+LIMITS = {"beam_size": (1, math.inf), "nbest": (1, math.inf), "alpha": (0, math.inf), "length_power": (0, math.inf),
+          "coverage_weight": (0, math.inf), "ctc_score_weight": (0, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """Greedy decoding, or beam search with or without an n-gram.
+    """Options of greedy decoding and of beam search, with or without an n-gram.
 
     Args:
-        decoder: the likeliest symbol at each step, or beam search.
+        decoder: the likeliest token at each step, or beam search.
         beam_size: hypotheses that beam search keeps.
-        nbest: texts of each recording, best first.
+        nbest: texts per recording, best first.
         lm: n-gram language model for beam search, KenLM's ARPA or binary format, .gz too.
         alpha: weight of the n-gram's log-probabilities; with lm_fusion rescore 0.008 in Chan et al.
         beta: bonus for each word (CTC models).
-        beam_prune_logp: hypotheses that are so much worse than the best one are dropped, natural log (CTC models).
-        token_min_logp: characters less likely than this in a frame are not tried, natural log (CTC models).
+        beam_prune_logp: hypotheses that are this much worse than the best one are dropped, natural log (CTC models).
+        token_min_logp: tokens less likely than this in a frame are not tried, natural log (CTC models).
         skip_blanks: of frames in a row whose blank is likelier than this one is searched; 1 for all (CTC models).
         hotwords: words or phrases to favour (CTC models).
-        hotword_weight: bonus for them (CTC models).
-        decoder_backend: C++ search, or the Python one that it reproduces (CTC models).
+        hotword_weight: bonus for each hot word (CTC models).
+        decoder_backend: search in C++, or in Python as its reference (CTC models).
         length_power: scores are divided by the length to this power, 1 as in Chan et al. (attention models).
-        coverage_weight: of the penalty on encoder frames that nothing attended to (attention models).
-        ctc_score_weight: of CTC prefix scores against the speller's, where a model has both (attention models).
+        coverage_weight: weight of the penalty on encoder frames without attention (attention models).
+        ctc_score_weight: weight of CTC prefix scores against the speller's, where a model has both (attention models).
         lm_fusion: the n-gram steers the search, or orders what it found (attention models).
     """
 
@@ -54,55 +60,67 @@ class DecodingOptions:
     lm_fusion: Literal["shallow", "rescore"] = "shallow"
 
     @classmethod
-    def of(cls, args) -> "DecodingOptions":
-        """The options among the attributes of `args`, as a command line was parsed. Raises ValueError."""
+    def from_flags(cls, args) -> "DecodingOptions":
+        """Returns the options among the attributes of `args`, a parsed command line. Raises UsageError."""
         return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
 
     def __post_init__(self):
-        """Raises ValueError that names the flag."""
-        for name in ("beam_size", "nbest"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
-        for name in ("alpha", "coverage_weight", "length_power", "ctc_score_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 0")
-        if not abs(self.beta) < float("inf"):
-            raise ValueError(f"--beta {self.beta} must be finite")
+        """Raises UsageError that names the flag."""
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{name} {value} must be finite")
+        for name, (low, high) in LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                limit = f"at least {low}" if getattr(self, name) < low else f"at most {high}"
+                raise UsageError(f"--{name} {getattr(self, name)} must be {limit}")
         for name in ("beam_prune_logp", "token_min_logp"):
             if not getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)} is a log-probability, below 0")
+                raise UsageError(f"--{name} {getattr(self, name)} is a log-probability, below 0")
         if not 0.5 <= self.skip_blanks <= 1:
-            raise ValueError(f"--skip_blanks {self.skip_blanks} is a probability, from 0.5 to 1")
-        if self.ctc_score_weight > 1:
-            raise ValueError(f"--ctc_score_weight {self.ctc_score_weight} must be at most 1")
+            raise UsageError(f"--skip_blanks {self.skip_blanks} is a probability, from 0.5 to 1")
         if self.decoder == "greedy" and (self.lm or self.nbest > 1 or self.hotwords):
-            raise ValueError("--lm, --nbest and --hotwords need --decoder beam")
+            raise UsageError("--lm, --nbest and --hotwords need --decoder beam")
         if self.nbest > self.beam_size:
-            raise ValueError(f"--nbest {self.nbest} needs --beam_size {self.nbest} or more")
+            raise UsageError(f"--nbest {self.nbest} needs --beam_size {self.nbest} or more")
 
 
 class Decoder:
-    """The options, and what they name, loaded when a network first asks for it. One for a whole run.
+    """Holds decoding options and what they name, which is loaded when a network first asks for it.
 
-    A context manager: beam search may keep worker processes, which the end closes.
-    Raises LanguageModelError where a network asks for an n-gram that cannot be used.
+    One serves a whole run, as a context manager: beam search may keep worker processes, which its end closes.
+
+    Args:
+        options: hot words among them are normalised as transcripts are.
+        tokenizer: the network's.
+        workers: utterances that CTC beam search decodes at a time; as many as there are cores by default.
+
+    Raises UsageError where the network cannot write a hot word; a network that asks for an n-gram which cannot be
+    used gets LanguageModelError.
     """
 
     def __init__(self, options: DecodingOptions, tokenizer: Tokenizer, *, workers: int | None = None):
-        self.options, self.tokenizer, self.workers = options, tokenizer, workers
+        hotwords = [_normalize_hotword(text, tokenizer) for text in options.hotwords]
+        self.options, self.tokenizer, self.workers = replace(options, hotwords=hotwords), tokenizer, workers
 
     @cached_property
     def ngram(self) -> NGram | None:
-        """The language model, for models that spell."""
+        """The language model, for attention models."""
         return NGram(self.options.lm, self.tokenizer) if self.options.lm else None
 
     @cached_property
     def ctc_beam(self) -> CTCBeamSearch:
-        """The search over frames of CTC."""
+        """Beam search over frames of CTC."""
         return CTCBeamSearch(self.options, self.tokenizer, self.workers)
 
+    def with_weights(self, **weights: float) -> "Decoder":
+        """Returns a decoder with other weights, which shares the n-gram of attention models once that is loaded."""
+        other = copy(self)
+        other.options = replace(self.options, **weights)
+        other.__dict__.pop("ctc_beam", None)
+        return other
+
     def search_ctc(self, log_probs: Tensor, lengths: Tensor) -> list[list[Candidate]]:
-        """The best texts of (B, T, C) CTC log-probabilities with (B,) lengths, best first."""
+        """Returns the best texts of (B, T, C) CTC log-probabilities with (B,) lengths, best first."""
         if self.options.decoder == "beam":
             return [[Candidate(*pair) for pair in found] for found in self.ctc_beam(log_probs, lengths)]
         paths = greedy_decode(log_probs, lengths, blank=self.tokenizer.blank)
@@ -115,3 +133,13 @@ class Decoder:
     def __exit__(self, *_) -> None:
         if "ctc_beam" in self.__dict__:
             self.ctc_beam.close()
+
+
+def _normalize_hotword(text: str, tokenizer: Tokenizer) -> str:
+    hotword = normalize(text)
+    if not hotword:
+        raise UsageError(f"--hotwords {printable(repr(text))}: has no word")
+    if missing := tokenizer.unknown(hotword):
+        characters = " ".join(sorted(missing))
+        raise UsageError(f"--hotwords {printable(text)}: the network cannot write {printable(characters)}")
+    return hotword
