@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from data.librispeech import URL
+from data.options import DataOptions, TrainingDataOptions
 from models import Recognizer
 from utils.audio import SAMPLE_RATE
 from utils.checkpoint.reading import average_checkpoints, best_checkpoints
@@ -196,10 +197,9 @@ def build_data(args: argparse.Namespace, network: Recognizer):
     from utils.process import quiet_packages
 
     quiet_packages()
-    data = LibriSpeechDataModule(
-        data_root=args.data_root, train_sets=[], val_sets=[], test_sets=args.test_sets, tokenizer=network.tokenizer,
-        batch_size=args.batch_size, batch_seconds=args.batch_seconds, num_workers=args.num_workers,
-        cache_dir=args.cache_dir, url=args.librispeech_url)
+    options = TrainingDataOptions(**{one.name: getattr(args, one.name) for one in fields(DataOptions)},
+                                  train_sets=[], val_sets=[])
+    data = LibriSpeechDataModule(options, network.tokenizer)
     data.prepare_data()
     for index in data.indexes() if args.limit else []:
         step = max(1, len(index.utterances) // args.limit)

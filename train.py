@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
 from data.librispeech import URL
+from data.options import TrainingDataOptions
 from models import Recognizer
 from models.components.checkpointing import EncoderLayer
 from utils.checkpoint.reading import newest_checkpoint, read_resumable, write_averaged
@@ -93,12 +95,9 @@ def build_data(args: argparse.Namespace, network: Recognizer):
     """The data module of the flags."""
     from data.datamodule import LibriSpeechDataModule
 
-    return LibriSpeechDataModule(
-        data_root=args.data_root, train_sets=args.train_sets, val_sets=args.val_sets, test_sets=args.test_sets,
-        tokenizer=network.tokenizer, batch_size=args.batch_size, batch_seconds=args.batch_seconds,
-        num_workers=args.num_workers, speeds=args.speed_perturb, seed=args.seed,
-        output_frames=network.output_frames, skip_bad_audio=args.skip_bad_audio,
-        overfit=bool(args.overfit_batches), cache_dir=args.cache_dir, url=args.librispeech_url)
+    options = TrainingDataOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingDataOptions)})
+    return LibriSpeechDataModule(options, network.tokenizer, output_frames=network.output_frames,
+                                 overfit=bool(args.overfit_batches))
 
 
 def resume_path(args: argparse.Namespace, network: Recognizer) -> str | None:

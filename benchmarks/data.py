@@ -19,6 +19,7 @@ from torchaudio.transforms import MelSpectrogram
 from benchmarks.material import CORPUS, write_joined
 from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, show
 from data.dataset import SpeechDataset, SpeechLoader
+from data.epoch_progress import EpochProgress
 from data.index import Utterance
 from data.sampler import BatchConfig, DurationBatchSampler
 from models.components.features import FLOOR, LogMel
@@ -31,8 +32,8 @@ def loader(paths: list[Path], seconds: list[float], *, batch_size: int) -> Speec
     tokenizer = CharTokenizer()
     utterances = [Utterance(path.stem, str(path), "a", tokenizer.encode("a"), duration, "")
                   for path, duration in zip(paths, seconds, strict=True)]
-    sampler = DurationBatchSampler(seconds, BatchConfig(batch_size), shuffle=True)
-    return SpeechLoader(SpeechDataset(utterances, tokenizer), batch_sampler=sampler, num_workers=0)
+    batches = DurationBatchSampler(seconds, BatchConfig(batch_size), shuffle=True)
+    return SpeechLoader(SpeechDataset(utterances, tokenizer), EpochProgress(batches), num_workers=0)
 
 
 def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:

@@ -41,11 +41,11 @@ def random_batches(size: int, random: np.random.Generator, batch_size: int = 32)
     return np.split(random.permutation(size), range(batch_size, size, batch_size))
 
 
-def our_batches(seconds: np.ndarray, layout: BatchConfig, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
+def our_batches(seconds: np.ndarray, config: BatchConfig, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
     """An epoch of the sampler that training uses."""
-    sampler = DurationBatchSampler(list(seconds), layout, shuffle=shuffle)
+    sampler = DurationBatchSampler(list(seconds), config, shuffle=shuffle)
     sampler.set_epoch(epoch)
-    return [np.array([draw.index for draw in batch]) for batch in sampler]
+    return [np.array([ref.index for ref in batch]) for batch in sampler]
 
 
 def together_again(first: list[np.ndarray], second: list[np.ndarray]) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jiwer
 import torch
 
-from data.librispeech import list_entries
+from data.readers.librispeech import list_entries
 from models import Transcriber
 from utils.audio import SAMPLE_RATE, load_audio
 from utils.tokenizer import normalize

@@ -70,7 +70,7 @@ def batches(seconds: np.ndarray, budget: float, *, by_duration: bool, count: int
         size = round(budget / seconds.mean())
         return [random.choice(seconds, size, replace=False) for _ in range(count)]
     sampler = DurationBatchSampler(seconds.tolist(), BatchConfig(1, budget), shuffle=True)
-    drawn = [seconds[[draw.index for draw in batch]] for batch in sampler]
+    drawn = [seconds[[ref.index for ref in batch]] for batch in sampler]
     return drawn[:: max(1, len(drawn) // count)][:count]  # of all durations, not the first few
 
 

@@ -1,16 +1,21 @@
-"""Utterances to padded batches of waveforms, read by workers; and how far an epoch has come."""
+"""Utterances to padded batches of waveforms, read by workers."""
 
+import multiprocessing.queues
+import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.epoch_progress import EpochProgress
 from data.index import DataError, Utterance
-from data.sampler import EpochSegment, SampleRef
+from data.sampler import SampleRef
 from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
 from utils.process import return_free_memory
 from utils.tokenizer import Tokenizer
@@ -33,29 +38,32 @@ class SpeechDataset(Dataset):
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, draw: SampleRef) -> tuple[Utterance, Tensor | None]:
-        """The utterance and its (S,) waveform; None where it was bad and may be skipped."""
-        utterance = self.utterances[draw.index]
+    def __getitem__(self, ref: SampleRef) -> tuple[Utterance, Tensor | None]:
+        """Returns the utterance and its (S,) waveform; None where it was bad and may be skipped."""
+        utterance = self.utterances[ref.index]
         try:
-            return utterance, self._perturb(load_audio(utterance.audio), draw.seed)
+            return utterance, self._perturb(load_audio(utterance.audio, part=utterance.part), ref.seed)
         except AudioError:
             if not self.skip_bad_audio:
                 raise
             return utterance, None
 
-    def __getitems__(self, draws: list[SampleRef]) -> Batch | AudioError | DataError:
-        """A batch, or why there is none, for SpeechLoader to raise."""
+    def __getitems__(self, refs: list[SampleRef]) -> Batch | Exception:
+        """Returns a batch, or why there is none, for SpeechLoader to raise."""
         try:
-            return self.batch(draws)
-        except (AudioError, DataError) as error:
-            return error
+            return self.batch(refs)
+        except (AudioError, DataError, OSError, MemoryError) as error:
+            return error.with_traceback(None)
 
-    def batch(self, draws: list[SampleRef]) -> Batch:
-        """The utterances of `draws`, padded. Raises AudioError, and DataError where all files of a batch are bad."""
-        longest = max(self.utterances[draw.index].seconds / self._speed(draw.seed) for draw in draws)
-        rows, good, bad = PaddedRows(len(draws), round(SAMPLE_RATE * longest)), [], []
-        for draw in draws:
-            utterance, waveform = self[draw]
+    def batch(self, refs: list[SampleRef]) -> Batch:
+        """Returns the utterances of `refs`, padded.
+
+        Raises AudioError, and DataError where all files of a batch are bad.
+        """
+        longest = max(self.utterances[ref.index].seconds / self._speed(ref.seed) for ref in refs)
+        rows, good, bad = PaddedRows(len(refs), round(SAMPLE_RATE * longest)), [], []
+        for ref in refs:
+            utterance, waveform = self[ref]
             if waveform is None:
                 bad.append(utterance.audio)
             else:
@@ -78,7 +86,7 @@ class SpeechDataset(Dataset):
         return self.speeds[seed % len(self.speeds)] if self.speeds else 1.0
 
     def _perturb(self, waveform: Tensor, seed: int) -> Tensor:
-        """Faster or slower by resampling, which moves the pitch along."""
+        """Makes speech faster or slower by resampling, which moves the pitch along."""
         return resample(waveform, round(SAMPLE_RATE * self._speed(seed)), SAMPLE_RATE)
 
 
@@ -89,7 +97,7 @@ class PaddedRows:
     glibc can give out the last batch's again: torch aligns it, glibc cannot, and fresh pages cost a third of reading.
 
     Args:
-        rows: waveforms, at most.
+        rows: most waveforms.
         samples: of the longest; where one turns out longer, all rows are copied.
     """
 
@@ -107,26 +115,27 @@ class PaddedRows:
         self.counts.append(count)
 
     def tensor(self) -> Tensor:
-        """(B, S) of the longest's length."""
+        """Returns the rows as (B, S), S being the samples of the longest."""
         return torch.from_numpy(np.ascontiguousarray(self._padded[: len(self.counts), : max(self.counts)]))
 
 
 class SpeechLoader(DataLoader):
-    """Batches of a SpeechDataset, and how many of the epoch under way were given out.
+    """Batches of a SpeechDataset.
 
     Raises AudioError and DataError as they were, from workers too: torch would make another exception of
     them, with a traceback for its message.
     """
 
     forked = False  # whether the workers, which live as long as the loader, are there
-    done = 0  # batches of the epoch under way that were given out, by this run and by those it goes on from
     waited = 0.0  # seconds that batches were waited for, in all
 
-    def __init__(self, dataset: SpeechDataset, **options):
-        super().__init__(dataset, collate_fn=_as_is, worker_init_fn=_leave_signals_to_the_run, **options)
+    def __init__(self, dataset: SpeechDataset, batch_sampler: EpochProgress, **options):
+        super().__init__(dataset, batch_sampler=batch_sampler, collate_fn=_share, worker_init_fn=_init_worker,
+                         **options)
 
-    def __iter__(self):
-        self.done = self.batch_sampler.done
+    def __iter__(self) -> Iterator[Batch]:
+        progress = self.batch_sampler
+        progress.given = progress.given_before
         if self.num_workers and not self.forked:
             self.forked = True
             return_free_memory()
@@ -142,28 +151,38 @@ class SpeechLoader(DataLoader):
                     raise batch
                 finally:
                     del batch  # its traceback would keep this frame, and with it the workers
-            self.done += 1
-            yield batch
-        self.done = 0
-
-    @property
-    def parts(self) -> list[EpochSegment]:
-        """The epoch under way so far; nothing between epochs."""
-        sampler = self.batch_sampler
-        if not self.done or self.done == len(sampler):
-            return []
-        earlier = sampler.parts if sampler.done else []
-        if earlier and earlier[-1].layout == sampler.layout:
-            earlier = earlier[:-1]
-        return [*earlier, EpochSegment(sampler.layout, self.done - sum(part.batches for part in earlier))]
+            progress.given += 1
+            yield Batch(*(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch))
+        progress.given = 0
 
 
-def _as_is(batch):
-    """The dataset collates."""
-    return batch
+def _share(batch: Batch | Exception) -> Batch | Exception:
+    """Puts a worker's tensors into shared memory, or where that has no room makes arrays of them, which are copied.
+
+    Docker gives a container 64 MB of shared memory where it is not told otherwise. A queue would find that out in a
+    thread of its own, lose the batch, and the training process would wait for it without end.
+    """
+    if get_worker_info() is None or isinstance(batch, Exception):
+        return batch
+    try:
+        for field in batch:
+            if isinstance(field, Tensor):
+                field.share_memory_()
+        return batch
+    except (RuntimeError, OSError):
+        return Batch(*(field.numpy() if isinstance(field, Tensor) else field for field in batch))
 
 
-def _leave_signals_to_the_run(_) -> None:
-    """A scheduler signals every process of a run; the one that trains decides when its data workers end."""
+def _init_worker(_: int) -> None:
+    """Makes a worker leave signals to the run, and end where it cannot deliver, so that nobody waits for it.
+
+    A scheduler signals every process of a run; the one that trains decides when its data workers end.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die)
+
+
+def _die(error: Exception, _) -> None:
+    print(f"a data worker cannot deliver a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -19,7 +19,10 @@ from utils.tokenizer import Tokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
 LONGEST = 3600.0  # seconds of an utterance; what a header states beyond is no utterance, or not true
-LONGEST_LINE = 1 << 20  # bytes of a line in a transcript or a manifest
+LONGEST_FILE = 1e7  # seconds
+CHECKS = 2  # raise it whenever files that had a duration may now be refused: cached durations are then read again
+CLOSE = 0.05  # seconds by which a stated duration may differ from the file's through rounding
+BEYOND = 0.5  # seconds that a stated part may reach beyond the end of its file
 
 
 class DataError(UserError):
@@ -30,9 +33,11 @@ class Entry(NamedTuple):
     """One utterance as a corpus states it, not yet looked at."""
 
     id: str
-    audio: str
+    audio: str  # path
     text: str
     speaker: str
+    offset: float | None = None  # seconds at which it begins in the file; the beginning where it is not stated
+    duration: float | None = None  # seconds; to the end of the file where it is not stated
 
 
 class Utterance(NamedTuple):
@@ -44,6 +49,7 @@ class Utterance(NamedTuple):
     tokens: list[int]
     seconds: float
     speaker: str
+    part: tuple[float, float] | None = None  # begin and duration in seconds; None for the whole file
 
 
 @dataclass
@@ -56,59 +62,66 @@ class Index:
 
     def __str__(self) -> str:
         hours = sum(utterance.seconds for utterance in self.utterances) / 3600
-        line = f"{self.name}: {len(self.utterances):,} utterances, {hours:.2f} h"
+        line = f"{printable(self.name)}: {len(self.utterances):,} utterances, {hours:.2f} h"
         faults = [f"{len(rows)} {kind} ({', '.join(printable(row, 300) for row in rows[:SHOWN])}"
                   f"{', ...' if len(rows) > SHOWN else ''})" for kind, rows in self.left_out.items()]
         return "; left out: ".join([line, "; ".join(faults)]) if faults else line
 
 
-def read_lines(path: Path) -> Iterator[str | None]:
-    """The lines of a UTF-8 file, None for one of more than 1 MB, which is passed over in bounded memory.
-
-    Raises OSError, also for what is no regular file (a pipe would make it wait), and UnicodeDecodeError.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(0, "not a file", str(path))
-    encoding = "utf-8-sig"
-    with path.open("rb") as file:
-        while line := file.readline(LONGEST_LINE):
-            whole = line
-            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                whole, line = None, file.readline(LONGEST_LINE)
-            yield None if whole is None else whole.decode(encoding)
-            encoding = "utf-8"
-
-
 def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: Tokenizer,
                 cache_dir: Path) -> Index:
-    """Keeps the entries with one id, a text that the alphabet spells, and readable audio.
+    """Keeps the entries with an id of their own, a text that the tokenizer can encode, and readable audio.
 
     Args:
         name: of the split, for messages.
         entries: what the corpus lists.
         faults: by kind, what the listing itself found; kept in the report.
-        tokenizer: spells the texts.
+        tokenizer: encodes the texts.
         cache_dir: holds durations from one run to the next.
 
     Raises DataError where nothing is left.
     """
     left_out = defaultdict(list, faults)
-    spelled = list(_spell(entries, tokenizer, left_out))
-    durations = probe_all(name, [entry.audio for entry, _ in spelled], cache_dir)
+    usable = list(_encode(entries, tokenizer, left_out))
+    durations = probe_all(name, [entry.audio for entry, _ in usable], cache_dir)
     utterances = []
-    for (entry, text), found in zip(spelled, durations, strict=True):
-        if isinstance(found, str):
-            left_out[f"with bad audio: {found}"].append(entry.audio)
+    for (entry, text), found in zip(usable, durations, strict=True):
+        try:
+            part, seconds = _find_part(entry, found)
+        except ValueError as error:
+            left_out[f"with bad audio: {error}"].append(entry.audio)
         else:
-            utterances.append(Utterance(entry.id, entry.audio, text, tokenizer.encode(text), found,
-                                        entry.speaker))
+            utterances.append(Utterance(entry.id, entry.audio, text, tokenizer.encode(text), seconds, entry.speaker,
+                                        part))
     index = Index(name, utterances, {kind: rows for kind, rows in left_out.items() if rows})
     if not utterances:
         raise DataError(f"nothing to use in {index}")
     return index
 
 
-def _spell(entries: Iterable[Entry], tokenizer: Tokenizer, left_out: dict[str, list[str]]):
+def _find_part(entry: Entry, found: float | str) -> tuple[tuple[float, float] | None, float]:
+    """Returns the part of its file that an entry states, None for all of it, and the part's seconds.
+
+    Args:
+        found: the file's duration in seconds, or what is wrong with it.
+
+    Raises ValueError that says what is wrong.
+    """
+    if isinstance(found, str):
+        raise ValueError(found)
+    begin, end = entry.offset or 0.0, found if entry.duration is None else (entry.offset or 0.0) + entry.duration
+    whole = begin == 0 and end >= found - CLOSE
+    if not whole and (end <= begin or begin >= found or end > found + BEYOND):
+        raise ValueError("a part that is not in it")
+    seconds = found if whole else min(end, found) - begin
+    if seconds > LONGEST:
+        raise ValueError("longer than an hour: cut it into utterances")
+    return None if whole else (begin, seconds), seconds
+
+
+def _encode(entries: Iterable[Entry], tokenizer: Tokenizer,
+            left_out: dict[str, list[str]]) -> Iterator[tuple[Entry, str]]:
+    """Yields the entries whose text can be encoded, with the normalised text; the others go to `left_out`."""
     seen = set()
     for entry in entries:
         text = normalize(entry.text)
@@ -124,7 +137,7 @@ def _spell(entries: Iterable[Entry], tokenizer: Tokenizer, left_out: dict[str, l
 
 
 def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]:
-    """Seconds of each file, or what is wrong with it; seconds are remembered by path, size and modification time.
+    """Returns the seconds of each file, or what is wrong with it; seconds are cached by path, size and time of change.
 
     An entry of the cache can thus never be stale, a run that is interrupted loses only what it
     had not stored yet, and processes that write at the same time replace one good file by another.
@@ -133,22 +146,21 @@ def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]
     cache_file = cache_dir / f"{_slug(name, paths)}.json"
     cache = _read_cache(cache_file)
     keys = [_file_key(path) for path in paths]
-    new = [(path, key) for path, key in zip(paths, keys, strict=True) if key not in cache]
+    new = {key: path for path, key in zip(paths, keys, strict=True) if key not in cache}
     if new:
         with ThreadPoolExecutor() as pool:  # libsndfile works outside the interpreter's lock
-            found = pool.map(_probe, [path for path, _ in new], chunksize=16)
+            found = pool.map(_probe, new.values(), chunksize=16)
             progress = tqdm(found, total=len(new), desc=f"indexing {name}", unit=" files", disable=len(new) < 1000)
-            cache.update(zip([key for _, key in new], progress, strict=True))
+            cache.update(zip(new, progress, strict=True))
         _write_cache(cache_file, {key: cache[key] for key in keys if isinstance(cache[key], float)})
     return [cache[key] for key in keys]
 
 
 def _probe(path: str) -> float | str:
     try:
-        seconds = probe_seconds(path)
+        return probe_seconds(path)
     except AudioError as error:
         return error.reason
-    return seconds if seconds <= LONGEST else "longer than an hour: cut it into utterances"
 
 
 def _file_key(path: str) -> str:
@@ -161,7 +173,8 @@ def _file_key(path: str) -> str:
 
 def _slug(name: str, paths: list[str]) -> str:
     folder = os.path.dirname(os.path.commonpath(map(os.path.abspath, paths))) if paths else ""
-    return f"{Path(name).stem}-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(os.fsencode(f"{CHECKS}{folder}")).hexdigest()
+    return f"{Path(name).stem}-{digest[:12]}"
 
 
 def _read_cache(path: Path) -> dict:
@@ -171,11 +184,11 @@ def _read_cache(path: Path) -> dict:
         return {}
     if not isinstance(cache, dict):
         return {}
-    return {key: seconds for key, seconds in cache.items() if isinstance(seconds, float) and 0 < seconds <= LONGEST}
+    return {key: value for key, value in cache.items() if isinstance(value, float) and 0 < value <= LONGEST_FILE}
 
 
 def _write_cache(path: Path, cache: dict) -> None:
-    """Written beside and moved into place; a cache that cannot be kept costs time, not the run."""
+    """Writes the cache in one step; where it cannot be kept, that costs time, not the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

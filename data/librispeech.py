@@ -1,10 +1,5 @@
-"""LibriSpeech (Panayotov et al. 2015): its subsets from the web, and any folder in its layout.
+"""LibriSpeech's subsets (Panayotov et al. 2015), from the web."""
 
-    ROOT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac      one utterance
-    ROOT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt           a line each: id, space, text
-"""
-
-import os
 import shutil
 import tarfile
 import zlib
@@ -12,8 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.index import DataError, Entry, read_lines
-from utils.audio import EXTENSIONS
+from data.index import DataError
 from utils.errors import printable
 from utils.files.compressed import BoundedReader
 from utils.files.download import DownloadError, fetch
@@ -29,41 +23,6 @@ SHA256 = {  # of the tar.gz of each subset
     "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
     "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
 }
-
-
-def find_split(root: Path, name: str) -> Path | None:
-    """The folder of a split under `root`: as LibriSpeech's archives unpack, or directly."""
-    return next((path for path in (root / "LibriSpeech" / name, root / name) if path.is_dir()), None)
-
-
-def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
-    """What the transcripts under `folder` list, in the order of their files, and the faults by kind."""
-    entries, faults = [], {"without audio": [], "without a transcript": [], "in an unreadable transcript": []}
-    for transcript in sorted(folder.rglob("*.trans.txt")):
-        audio = {path.stem: path for path in transcript.parent.iterdir() if path.suffix.lower() in EXTENSIONS}
-        try:
-            lines = [line or "" for line in read_lines(transcript)]
-        except (OSError, UnicodeDecodeError):
-            faults["in an unreadable transcript"].append(str(transcript))
-            continue
-        listed = set()
-        for line in filter(str.strip, lines):
-            utterance, _, text = line.strip().partition(" ")
-            listed.add(utterance)
-            if utterance in audio:
-                entries.append(Entry(utterance, str(audio[utterance]), text, utterance.split("-")[0]))
-            else:
-                faults["without audio"].append(utterance)
-        faults["without a transcript"] += sorted(audio.keys() - listed)
-    faults["without a transcript"] += _orphans(folder)
-    return entries, faults
-
-
-def _orphans(folder: Path) -> list[str]:
-    """Sound files in folders that have no transcript at all."""
-    return sorted(str(Path(parent, name)) for parent, _, names in os.walk(folder)
-                  if not any(name.endswith(".trans.txt") for name in names)
-                  for name in names if name.lower().endswith(EXTENSIONS))
 
 
 def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[str, str] = SHA256) -> Path:

@@ -1,6 +1,7 @@
-"""Batches of utterances of about one duration, by seconds of audio, for every process alike."""
+"""Batches of utterances of about one duration, by seconds of audio, for all processes alike."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,22 +19,15 @@ class SampleRef(NamedTuple):
 
 
 class BatchConfig(NamedTuple):
-    """What an epoch's batches follow from, besides the utterances: their size, and the processes that share them."""
+    """What the batches of an epoch follow from, given the utterances: their size, and the processes that share them."""
 
-    batch_size: int  # utterances a batch, where batch_seconds is None
-    batch_seconds: float | None = None  # most seconds of padded audio a batch
+    batch_size: int  # utterances per batch, where batch_seconds is None
+    batch_seconds: float | None = None  # most seconds of padded audio per batch
     processes: int = 1
 
     def __str__(self) -> str:
         size = f"--batch_seconds {self.batch_seconds:g}" if self.batch_seconds else f"--batch_size {self.batch_size}"
         return f"{self.processes} process{'es' if self.processes > 1 else ''} with {size}"
-
-
-class EpochSegment(NamedTuple):
-    """The beginning of an epoch, or its next piece: so many batches a process of one layout."""
-
-    layout: BatchConfig
-    batches: int
 
 
 class DurationBatchSampler(Sampler[list[SampleRef]]):
@@ -48,103 +42,80 @@ class DurationBatchSampler(Sampler[list[SampleRef]]):
 
     Args:
         seconds: duration of each utterance.
-        layout: size of the batches, and the processes.
+        config: size of the batches, and the processes.
         shuffle: for training; else batches come sorted, longest first.
         rank: this process.
-        resumed: an epoch, and the parts of it that a run had before it was stopped; that epoch goes on after them.
 
-    Raises ValueError where the processes, or those that go on, are more than the utterances.
+    Raises ValueError where the processes are more than the utterances.
     """
 
-    def __init__(self, seconds: list[float], layout: BatchConfig, *, shuffle: bool, seed: int = 0, rank: int = 0,
-                 resumed: tuple[int, list[EpochSegment]] | None = None):
-        self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
+    def __init__(self, seconds: list[float], config: BatchConfig, *, shuffle: bool, seed: int = 0, rank: int = 0):
         self.seconds = np.asarray(seconds)
-        self.layout, self.rank = layout, rank
-        self.shuffle, self.seed = shuffle, seed
-        self.batches_per_epoch = self._count(np.arange(len(seconds)))  # of this process, in a whole epoch
-        self.resumed_epoch, self.parts = resumed or (0, [])
-        self.set_epoch(self.resumed_epoch)
-        if self.parts:
-            self.left = self._left()
+        self.config, self.rank = config, rank
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        buckets = self._buckets(np.arange(len(seconds)))
+        self._batches = sum(self._batch_counts(buckets, config)) // config.processes
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
-    @property
-    def done(self) -> int:
-        """Batches of the chosen epoch that this process had before the run was stopped."""
-        return sum(part.batches for part in self.parts) if self.epoch == self.resumed_epoch else 0
-
     def __len__(self) -> int:
-        """Batches of this process in the chosen epoch, with those before the run was stopped."""
-        return self.done + (len(self.left) if self.done else self.batches_per_epoch)
+        """Returns the batches of this process in an epoch."""
+        return self._batches
 
-    def __iter__(self):
-        for batch in self.left if self.done else self._share(np.arange(len(self.seconds)), self.layout, 0):
-            yield [SampleRef(int(i), self._draw_seed(int(i))) for i in batch]
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        return self.share(self.plan(self.config))
 
-    def padding(self) -> float:
-        """Share of padded audio that is padding, in the present epoch of this process."""
-        batches = [self.seconds[[draw.index for draw in batch]] for batch in self]
-        return 1 - sum(b.sum() for b in batches) / sum(b.max() * len(b) for b in batches)
+    def share(self, plan: list[np.ndarray]) -> Iterator[list[SampleRef]]:
+        """Yields this process's batches of a plan."""
+        for batch in plan[self.rank :: self.config.processes]:
+            yield [SampleRef(int(i), self._augmentation_seed(int(i))) for i in batch]
 
-    def _left(self) -> list[np.ndarray]:
-        """What is left of the resumed epoch: the rest of its batches, or its utterances in other batches."""
-        pool = np.arange(len(self.seconds))
-        *earlier, last = self.parts
-        for number, (layout, count) in enumerate(earlier):
-            pool = self._without(pool, layout, count, number)
-        if last.layout == self.layout:
-            return self._share(pool, self.layout, len(earlier))[last.batches :]
-        pool = self._without(pool, last.layout, last.batches, len(earlier))
-        return self._share(pool, self.layout, len(self.parts))
+    def plan(self, config: BatchConfig, pool: np.ndarray | None = None, segment: int = 0) -> list[np.ndarray]:
+        """Returns the batches of all processes, one of each process in turn, as arrays of indices of utterances.
 
-    def _without(self, pool: np.ndarray, layout: BatchConfig, count: int, number: int) -> np.ndarray:
-        """The utterances of `pool` that are not in the first `count` batches of each process."""
-        given = self._plan(pool, layout, number)[: count * layout.processes]
-        return np.setdiff1d(pool, np.concatenate(given)) if given else pool
+        Args:
+            pool: the utterances to share out; all of them by default.
+            segment: how often the epoch went on with other batches before.
 
-    def _share(self, pool: np.ndarray, layout: BatchConfig, number: int) -> list[np.ndarray]:
-        """This process's batches."""
-        return self._plan(pool, layout, number)[self.rank :: layout.processes]
-
-    def _plan(self, pool: np.ndarray, layout: BatchConfig, number: int) -> list[np.ndarray]:
-        """The batches of all processes, in turn; `number` counts the parts of the epoch before this one."""
+        Raises ValueError where the processes are more than the utterances.
+        """
         purpose = TRAINING if self.shuffle else EVALUATION
-        random = np.random.default_rng((self.seed, self.epoch, purpose, *([number] if number else [])))
-        buckets = self._buckets(pool)
+        random = np.random.default_rng((self.seed, self.epoch, purpose, *([segment] if segment else [])))
+        buckets = self._buckets(np.arange(len(self.seconds)) if pool is None else pool)
         batches = []
-        for bucket, count in zip(buckets, self._batch_counts(buckets, layout), strict=True):
+        for bucket, count in zip(buckets, self._batch_counts(buckets, config), strict=True):
             members = random.permutation(bucket) if self.shuffle else bucket
             batches += np.array_split(members, count)
         return [batches[i] for i in random.permutation(len(batches))] if self.shuffle else batches
+
+    def padding(self) -> float:
+        """Returns the share of padded audio that is padding, in the present epoch of this process."""
+        batches = [self.seconds[[ref.index for ref in batch]] for batch in self]
+        return 1 - sum(b.sum() for b in batches) / sum(b.max() * len(b) for b in batches)
 
     def _buckets(self, pool: np.ndarray) -> list[np.ndarray]:
         order = pool[np.argsort(-self.seconds[pool], kind="stable")]
         return np.array_split(order, min(BUCKETS, max(1, len(order) // 8)))
 
-    def _count(self, pool: np.ndarray) -> int:
-        return sum(self._batch_counts(self._buckets(pool), self.layout)) // self.layout.processes
-
-    def _batch_counts(self, buckets: list[np.ndarray], layout: BatchConfig) -> list[int]:
-        """Batches in each bucket: the fewest that keep the budget, made a multiple of the processes."""
+    def _batch_counts(self, buckets: list[np.ndarray], config: BatchConfig) -> list[int]:
+        """Returns the batches of each bucket: the fewest that keep the budget, made a multiple of the processes."""
         lengths = np.array([len(bucket) for bucket in buckets])
-        if sum(lengths) < layout.processes:
-            raise ValueError(f"{sum(lengths)} utterances cannot be shared by {layout.processes} processes")
-        counts = np.array([self._least_batches(bucket, layout) for bucket in buckets])
-        while sum(counts) % layout.processes and sum(counts) < sum(lengths):
+        if sum(lengths) < config.processes:
+            raise ValueError(f"{sum(lengths)} utterances cannot be shared by {config.processes} processes")
+        counts = np.array([self._least_batches(bucket, config) for bucket in buckets])
+        while sum(counts) % config.processes and sum(counts) < sum(lengths):
             counts[np.argmax(lengths / counts)] += 1  # one more batch where batches are largest
-        while sum(counts) % layout.processes:
+        while sum(counts) % config.processes:
             counts[np.flatnonzero(counts > 1)[-1]] -= 1  # one fewer where utterances are shortest
         return counts.tolist()
 
-    def _least_batches(self, bucket: np.ndarray, layout: BatchConfig) -> int:
-        size = layout.batch_size
-        if layout.batch_seconds:
-            size = max(1, int(layout.batch_seconds / self.seconds[bucket[0]]))
+    def _least_batches(self, bucket: np.ndarray, config: BatchConfig) -> int:
+        size = config.batch_size
+        if config.batch_seconds:
+            size = max(1, int(config.batch_seconds / self.seconds[bucket[0]]))
         return math.ceil(len(bucket) / size)
 
-    def _draw_seed(self, index: int) -> int:
+    def _augmentation_seed(self, index: int) -> int:
         return int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])

@@ -18,8 +18,9 @@ from data import index as index_module
 from data.datamodule import LibriSpeechDataModule
 from data.dataset import SpeechDataset
 from data.index import DataError, Entry, Index, build_index, probe_all
-from data.librispeech import list_entries
+from data.options import TrainingDataOptions
 from data.readers import manifest
+from data.readers.librispeech import list_entries
 from data.sampler import SampleRef
 from utils.audio import SAMPLE_RATE, AudioError, load_audio
 from utils.tokenizer import CharTokenizer
@@ -41,8 +42,10 @@ def index_of(folder: Path, cache: Path | None = None) -> Index:
 
 def data_module(root: Path, **options) -> LibriSpeechDataModule:
     defaults = {"train_sets": ["train"], "val_sets": ["dev"], "test_sets": ["test"], "batch_size": 4,
-                "num_workers": 0, "cache_dir": str(root / "cache"), "tokenizer": CharTokenizer()}
-    return LibriSpeechDataModule(data_root=str(root), **{**defaults, **options})
+                "num_workers": 0, "cache_dir": str(root / "cache")}
+    more = {name: options.pop(name) for name in ("output_frames", "overfit") if name in options}
+    return LibriSpeechDataModule(TrainingDataOptions(data_root=str(root), **{**defaults, **options}), CharTokenizer(),
+                                 **more)
 
 
 def ids(utterances) -> set[str]:
@@ -154,10 +157,10 @@ def test_a_chapter_without_a_transcript_file(corpus):
 
 def test_a_transcript_that_is_no_text(corpus):
     path = corpus / "train/9001/1/9001-1.trans.txt"
-    path.write_bytes(b"\xff\xfe\x00nothing")
+    path.write_bytes(b"\xff\xfe\x00nothing!")
     index = index_of(corpus / "train")
     assert len(index.utterances) == 8
-    assert index.left_out == {"in an unreadable transcript": [str(path)]}
+    assert index.left_out == {"in an unreadable transcript": [f"{path}: begins as UTF-16 but is not: save it as UTF-8"]}
 
 
 def test_an_id_that_comes_twice_counts_once(corpus):
@@ -205,7 +208,7 @@ def frames(samples: int) -> int:
 def test_text_must_fit_the_output_frames_at_every_speed(corpus, more, speeds, fits):
     count = frames(len(load_audio(audio_of(corpus)))) + more
     edit_line(corpus / "train", f"{ID} {'ab' * (count // 2)}{'c' * (count % 2)}")
-    data = data_module(corpus, output_frames=frames, speeds=speeds, val_sets=["train"])
+    data = data_module(corpus, output_frames=frames, speed_perturb=speeds, val_sets=["train"])
     index = data.index("train", training=True)
     assert ids(index.utterances) == (ALL if fits else ALL - {ID})
     assert index.left_out == ({} if fits else {"with more text than output frames": [ID]})
@@ -220,7 +223,7 @@ def test_a_repeated_character_needs_a_frame_more(corpus):
 
 def test_no_text_fits(corpus):
     data = data_module(corpus, output_frames=lambda samples: 3)
-    with pytest.raises(DataError, match="nothing to train on in train: .*--time_stride") as error:
+    with pytest.raises(DataError, match="nothing to train on in train: .*more output frames") as error:
         data.train_dataloader()
     assert "\n" not in str(error.value)
 
@@ -242,7 +245,7 @@ def test_a_manifest(corpus):
     one, two = (audio_of(corpus, name).relative_to(corpus) for name in (ID, "9001-1-00781"))
     path = write_manifest(corpus / "clips.jsonl", row(one, duration=99), "", row(two, id=7, speaker="anna"))
     entries, faults = manifest.list_entries(path)
-    assert entries == [Entry(str(one), str(corpus / one), "he did not", ""),
+    assert entries == [Entry(str(one), str(corpus / one), "he did not", "", None, 99.0),
                        Entry("7", str(corpus / two), "he did not", "anna")]
     data = data_module(corpus, train_sets=["clips.jsonl"])  # relative to the root, its audio to itself
     index = data.index("clips.jsonl", training=True)
@@ -504,11 +507,11 @@ def test_what_a_batch_holds(corpus):
 def test_a_batch_where_the_index_is_wrong_about_durations(corpus):
     """Rows are made for the durations of the index; samples that are there all count."""
     utterances = index_of(corpus / "train").utterances[:4]
-    draws = [SampleRef(i, seed=i) for i in range(4)]
-    right = SpeechDataset(utterances, CharTokenizer()).batch(draws)
+    refs = [SampleRef(i, seed=i) for i in range(4)]
+    right = SpeechDataset(utterances, CharTokenizer()).batch(refs)
     for factors in ([0.1, 0.1, 0.1, 0.1], [1, 2, 0.5, 3]):
         wrong = [one._replace(seconds=one.seconds * factor) for one, factor in zip(utterances, factors, strict=True)]
-        batch = SpeechDataset(wrong, CharTokenizer()).batch(draws)
+        batch = SpeechDataset(wrong, CharTokenizer()).batch(refs)
         assert torch.equal(batch.waveforms, right.waveforms) and batch.waveforms.is_contiguous()
         assert torch.equal(batch.sample_counts, right.sample_counts)
 
@@ -516,10 +519,10 @@ def test_a_batch_where_the_index_is_wrong_about_durations(corpus):
 def test_rows_of_perturbed_speech(corpus):
     utterances = index_of(corpus / "train").utterances[:4]
     dataset = SpeechDataset(utterances, CharTokenizer(), speeds=[0.9, 1.0, 1.1])
-    draws = [SampleRef(i, seed=i) for i in range(4)]
-    batch = dataset.batch(draws)
-    for row, count, draw in zip(batch.waveforms, batch.sample_counts, draws, strict=True):
-        assert torch.equal(row[:count], dataset[draw][1]) and not row[count:].any()
+    refs = [SampleRef(i, seed=i) for i in range(4)]
+    batch = dataset.batch(refs)
+    for row, count, ref in zip(batch.waveforms, batch.sample_counts, refs, strict=True):
+        assert torch.equal(row[:count], dataset[ref][1]) and not row[count:].any()
     assert batch.waveforms.shape[1] == batch.sample_counts.max()
 
 
@@ -555,21 +558,21 @@ def lengths(data: LibriSpeechDataModule, epoch: int) -> dict[str, int]:
 def test_speed_perturbation(corpus):
     speeds = [0.9, 1.0, 1.1]
     original = lengths(data_module(corpus), 0)
-    perturbed = [lengths(data_module(corpus, speeds=speeds), epoch) for epoch in range(4)]
+    perturbed = [lengths(data_module(corpus, speed_perturb=speeds), epoch) for epoch in range(4)]
     for id, count in original.items():
         for epoch in perturbed:
             assert min(abs(epoch[id] - count / speed) for speed in speeds) <= 1
     for speed in speeds:
         assert any(abs(epoch[id] - count / speed) <= 1 for epoch in perturbed for id, count in original.items())
     assert perturbed[0] != perturbed[1]
-    assert perturbed[2] == lengths(data_module(corpus, speeds=speeds, batch_size=2), 2), "whatever the batches"
-    assert perturbed[2] != lengths(data_module(corpus, speeds=speeds, seed=1), 2)
-    test = torch.cat([batch.sample_counts for batch in data_module(corpus, speeds=[0.5]).test_dataloader()[0]])
+    assert perturbed[2] == lengths(data_module(corpus, speed_perturb=speeds, batch_size=2), 2), "whatever the batches"
+    assert perturbed[2] != lengths(data_module(corpus, speed_perturb=speeds, seed=1), 2)
+    test = torch.cat([batch.sample_counts for batch in data_module(corpus, speed_perturb=[0.5]).test_dataloader()[0]])
     assert test.max() < 2 * SAMPLE_RATE, "nothing but training is perturbed"
 
 
 def test_the_budget_counts_what_slow_speech_takes(corpus):
-    data = data_module(corpus, speeds=[0.5], batch_seconds=6.0)
+    data = data_module(corpus, speed_perturb=[0.5], batch_seconds=6.0)
     for batch in data.train_dataloader():
         assert len(batch.ids) == 1 or batch.waveforms.numel() <= 6 * SAMPLE_RATE + len(batch.ids)
 
@@ -595,7 +598,8 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def test_workers_change_nothing(corpus):
-    one, two = (data_module(corpus, num_workers=workers, speeds=[0.9, 1.1]).train_dataloader() for workers in (0, 2))
+    one, two = (data_module(corpus, num_workers=workers, speed_perturb=[0.9, 1.1]).train_dataloader()
+                for workers in (0, 2))
     for epoch in (0, 1):
         one.batch_sampler.set_epoch(epoch)
         two.batch_sampler.set_epoch(epoch)

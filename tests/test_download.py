@@ -21,7 +21,9 @@ import utils.files.download
 from data import librispeech
 from data.datamodule import LibriSpeechDataModule
 from data.index import DataError
-from data.librispeech import download_subset, find_split
+from data.librispeech import download_subset
+from data.options import TrainingDataOptions
+from data.readers.librispeech import find_split, list_entries
 from utils.tokenizer import CharTokenizer
 
 NAME = "dev-clean"
@@ -122,7 +124,7 @@ def assert_whole(root: Path) -> None:
     """All members are there, nothing but them and the archive with its mark, and every sound can be read."""
     folder = root / "LibriSpeech" / NAME
     assert find_split(root, NAME) == folder
-    entries, faults = librispeech.list_entries(folder)
+    entries, faults = list_entries(folder)
     assert len(entries) == 5 and not any(faults.values())
     assert all(soundfile.info(entry.audio).samplerate == 16_000 for entry in entries)
     assert (root / "LibriSpeech" / "SPEAKERS.TXT").read_text().startswith("9001")
@@ -368,22 +370,23 @@ def test_a_root_that_is_a_file(server, tmp_path):
 
 def test_the_data_module_downloads_what_is_missing(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(librispeech.SHA256, NAME, sha256(ARCHIVE))
-    options = {"data_root": str(tmp_path), "train_sets": [NAME], "val_sets": [NAME], "test_sets": [],
-               "tokenizer": CharTokenizer(), "num_workers": 0, "cache_dir": str(tmp_path / "cache"),
-               "batch_size": 2, "url": server.url}
-    data = LibriSpeechDataModule(**options)
+    options = TrainingDataOptions(data_root=str(tmp_path), train_sets=[NAME], val_sets=[NAME], test_sets=[],
+                                  num_workers=0, cache_dir=str(tmp_path / "cache"), batch_size=2,
+                                  librispeech_url=server.url)
+    data = LibriSpeechDataModule(options, CharTokenizer())
     data.prepare_data()
     assert f"{NAME}: 5 utterances" in capsys.readouterr().out
     batches = list(data.train_dataloader())
     assert sum(len(batch.ids) for batch in batches) == 5
     assert "how old are you mother" in [text for batch in batches for text in batch.texts]
-    LibriSpeechDataModule(**options).prepare_data()
+    LibriSpeechDataModule(options, CharTokenizer()).prepare_data()
     assert len(server.asked) == 1, "what is there is not fetched again"
 
 
 def test_the_data_module_names_an_unknown_split(server, tmp_path):
-    data = LibriSpeechDataModule(data_root=str(tmp_path), train_sets=["dev-cleen"], val_sets=[], test_sets=[],
-                                 tokenizer=CharTokenizer(), cache_dir=str(tmp_path / "cache"), url=server.url)
+    options = TrainingDataOptions(data_root=str(tmp_path), train_sets=[NAME, "dev-cleen"], val_sets=[], test_sets=[],
+                                  cache_dir=str(tmp_path / "cache"), librispeech_url=server.url)
+    data = LibriSpeechDataModule(options, CharTokenizer())
     with pytest.raises(DataError, match="'dev-cleen'.*--data_root.*dev-clean") as error:
         data.prepare_data()
     assert "\n" not in str(error.value) and server.asked == []

@@ -48,7 +48,7 @@ def test_a_run_resumed_within_an_epoch_ends_as_the_unbroken_one(tmp_path, networ
     flags = ["--epochs", "3", "--batch_size", "3", *AUGMENTED, *options, "--checkpoint_every", "5", *more]
     train.main(arguments(tmp_path / "whole", *flags, model=model))
     periodic = checkpoint(tmp_path / "whole", "periodic")
-    assert periodic["LibriSpeechDataModule"]["parts"], "not within an epoch"
+    assert periodic["LibriSpeechDataModule"]["segments"], "not within an epoch"
     path = tmp_path / "whole" / "checkpoints" / "periodic.ckpt"
     train.main(arguments(tmp_path / "resumed", *flags, "--checkpoint_path", str(path), model=model))
     assert_same_end(tmp_path / "whole", tmp_path / "resumed")
@@ -108,8 +108,8 @@ def test_an_epoch_goes_on_in_fewer_processes(tmp_path, monkeypatch):
     flags = ["--batch_size", "1", "--checkpoint_every", "4", "--test_sets"]
     done = run(*arguments(tmp_path / "two", *flags, "--epochs", "1", "--cpu_processes", "2"))
     assert done.returncode == 0, done.stderr
-    (*layout, batches), = checkpoint(tmp_path / "two", "periodic")["LibriSpeechDataModule"]["parts"]
-    assert BatchConfig(*layout).processes == 2 and batches == 4
+    (*config, batches), = checkpoint(tmp_path / "two", "periodic")["LibriSpeechDataModule"]["segments"]
+    assert BatchConfig(*config).processes == 2 and batches == 4
     resumed = record_utterances(monkeypatch)
     path = str(tmp_path / "two" / "checkpoints" / "periodic.ckpt")
     train.main(arguments(tmp_path / "one", *flags, "--epochs", "2", "--checkpoint_path", path))

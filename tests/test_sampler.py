@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.sampler import BatchConfig, DurationBatchSampler, EpochSegment
+from data.epoch_progress import EpochProgress, EpochSegment
+from data.sampler import BatchConfig, DurationBatchSampler
 
 
 def durations(count: int, seed: int = 0) -> list[float]:
@@ -19,13 +20,18 @@ def durations(count: int, seed: int = 0) -> list[float]:
 def samplers(seconds: list[float], world: int = 1, **options) -> list[DurationBatchSampler]:
     """One sampler a process."""
     options = {"batch_size": 8, "batch_seconds": None, "shuffle": True, **options}
-    layout = BatchConfig(options.pop("batch_size"), options.pop("batch_seconds"), world)
-    return [DurationBatchSampler(seconds, layout, rank=rank, **options) for rank in range(world)]
+    config = BatchConfig(options.pop("batch_size"), options.pop("batch_seconds"), world)
+    return [DurationBatchSampler(seconds, config, rank=rank, **options) for rank in range(world)]
+
+
+def resumed(seconds: list[float], config: BatchConfig, epoch: int, segments: list[EpochSegment], rank: int = 0):
+    """An epoch that goes on after these segments."""
+    return EpochProgress(DurationBatchSampler(seconds, config, shuffle=True, rank=rank), epoch, segments)
 
 
 def members(sampler: DurationBatchSampler, epoch: int = 0) -> list[list[int]]:
     sampler.set_epoch(epoch)
-    return [[draw.index for draw in batch] for batch in sampler]
+    return [[ref.index for ref in batch] for batch in sampler]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -85,14 +91,14 @@ def test_every_reading_has_a_seed_of_its_own():
     seeds = []
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
-        seeds += [draw.seed for batch in sampler for draw in batch]
+        seeds += [ref.seed for batch in sampler for ref in batch]
     assert len(set(seeds)) == 400
     processes = samplers(durations(200), 2)
     for process in processes:
         process.set_epoch(1)
-    drawn = {draw for process in processes for batch in process for draw in batch}
+    drawn = {ref for process in processes for batch in process for ref in batch}
     sampler.set_epoch(1)
-    assert drawn == {draw for batch in sampler for draw in batch}, "seeds depend on the process"
+    assert drawn == {ref for batch in sampler for ref in batch}, "seeds depend on the process"
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 32}, {"batch_seconds": 400.0}, {"batch_size": 32, "world": 3}],
@@ -110,7 +116,7 @@ def test_more_processes_than_utterances_are_refused():
         samplers([1.0, 2.0], 3)
 
 
-LAYOUTS = [BatchConfig(7), BatchConfig(5, None, 2), BatchConfig(1, 40.0, 3), BatchConfig(3, None, 1),
+CONFIGS = [BatchConfig(7), BatchConfig(5, None, 2), BatchConfig(1, 40.0, 3), BatchConfig(3, None, 1),
            BatchConfig(1, 90.0, 2)]
 
 
@@ -118,16 +124,15 @@ LAYOUTS = [BatchConfig(7), BatchConfig(5, None, 2), BatchConfig(1, 40.0, 3), Bat
 def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order):
     """Stopped after a few batches and resumed with other sizes and processes, again and again."""
     seconds, epoch = durations(300), 4
-    seen, parts = [], []
+    seen, segments = [], []
     for number, which in enumerate(order):
-        layout, last = LAYOUTS[which], number == len(order) - 1
-        processes = [DurationBatchSampler(seconds, layout, shuffle=True, rank=rank, resumed=(epoch, parts))
-                     for rank in range(layout.processes)]
-        batches = [[[draw.index for draw in batch] for batch in sampler] for sampler in processes]
-        assert {len(sampler) for sampler in processes} == {len(batches[0]) + sum(part.batches for part in parts)}
+        config, last = CONFIGS[which], number == len(order) - 1
+        processes = [resumed(seconds, config, epoch, segments, rank) for rank in range(config.processes)]
+        batches = [[[ref.index for ref in batch] for batch in sampler] for sampler in processes]
+        assert {len(sampler) for sampler in processes} == {len(batches[0]) + sum(one.batches for one in segments)}
         count = len(batches[0]) if last else 4
         seen += [index for process in batches for batch in process[:count] for index in batch]
-        parts = [*parts, EpochSegment(layout, count)]
+        segments = [*segments, EpochSegment(config, count)]
     assert sorted(seen) == list(range(300))
     for sampler in processes:
         sampler.set_epoch(epoch + 1)
@@ -137,16 +142,13 @@ def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order):
 def test_the_same_batches_go_on_as_they_were():
     whole, = samplers(durations(300))
     whole.set_epoch(2)
-    parts = [EpochSegment(BatchConfig(8), 11)]
-    resumed = DurationBatchSampler(durations(300), BatchConfig(8), shuffle=True, resumed=(2, parts))
-    assert list(resumed) == list(whole)[11:] and len(resumed) == len(whole)
+    rest = resumed(durations(300), BatchConfig(8), 2, [EpochSegment(BatchConfig(8), 11)])
+    assert list(rest) == list(whole)[11:] and len(rest) == len(whole)
 
 
 def test_what_is_left_must_suffice_for_the_processes():
-    seconds = durations(20)
-    parts = [EpochSegment(BatchConfig(1), 19)]
     with pytest.raises(ValueError, match="^1 utterances cannot be shared by 2 processes$"):
-        DurationBatchSampler(seconds, BatchConfig(1, None, 2), shuffle=True, resumed=(0, parts))
+        resumed(durations(20), BatchConfig(1, None, 2), 0, [EpochSegment(BatchConfig(1), 19)])
 
 
 class Listener(lightning.LightningModule):
@@ -170,12 +172,12 @@ class Listener(lightning.LightningModule):
 class Indices(torch.utils.data.Dataset):
     """Gives back what was drawn."""
 
-    def __getitem__(self, draw) -> int:
-        return draw.index
+    def __getitem__(self, ref) -> int:
+        return ref.index
 
 
 def test_lightning_sets_the_epoch(tmp_path):
-    loader = DataLoader(Indices(), batch_sampler=samplers(durations(100))[0], collate_fn=list)
+    loader = DataLoader(Indices(), batch_sampler=EpochProgress(samplers(durations(100))[0]), collate_fn=list)
     module = Listener()
     trainer = lightning.Trainer(accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False,
                                 enable_progress_bar=False, enable_model_summary=False,

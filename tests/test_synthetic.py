@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-from data import librispeech
+from data.readers.librispeech import list_entries
 from data.synthetic.corpus import build_corpus
 from utils.audio import load_audio
 from utils.tokenizer import ENGLISH
@@ -45,7 +45,7 @@ def test_another_seed_is_another_corpus(corpus, tmp_path):
 
 
 def test_splits_share_neither_voices_nor_sentences(corpus):
-    entries = {split: librispeech.list_entries(corpus / split) for split in SPLITS}
+    entries = {split: list_entries(corpus / split) for split in SPLITS}
     for split in SPLITS:
         others = [entry for other in SPLITS if other != split for entry in entries[other][0]]
         assert {e.text for e in entries[split][0]}.isdisjoint({e.text for e in others})
@@ -54,7 +54,7 @@ def test_splits_share_neither_voices_nor_sentences(corpus):
 
 
 def test_it_is_speech_that_the_alphabet_spells(corpus):
-    entries, _ = librispeech.list_entries(corpus / "train")
+    entries, _ = list_entries(corpus / "train")
     for entry in entries:
         assert set(entry.text.lower()) <= set(ENGLISH) and entry.text == entry.text.upper()
         assert soundfile.info(entry.audio).samplerate == 16_000

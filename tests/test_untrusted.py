@@ -24,9 +24,8 @@ import inference
 import train
 import utils.audio
 import utils.files.compressed
-from data import librispeech
 from data.index import DataError, build_index
-from data.readers import manifest
+from data.readers import librispeech, manifest
 from utils.audio import AudioError, load_audio, probe_seconds, read_windows, resample
 from utils.errors import UsageError
 from utils.lm.build import read_sentences

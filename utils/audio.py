@@ -14,6 +14,7 @@ from utils.errors import UserError, printable
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
+CANCELLED = 0.01  # share of the loudest channel's power below which the mean of the channels has lost the sound
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 RATES = range(1_000, 768_001)  # Hz that a file may state: beyond are errors, and a second that becomes gigabytes
 MOST_SAMPLES = 1 << 28  # of a file that is read as one, 1 GB: 4.6 h at 16 kHz
@@ -36,36 +37,52 @@ class AudioError(UserError):
         return AudioError, (self.path, self.reason)
 
 
-def load_audio(path, *, sample_rate: int = SAMPLE_RATE) -> Tensor:
+def load_audio(path, *, part: tuple[float, float] | None = None, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """Reads FLAC, WAV, OGG, Opus or MP3 of any rate and channel count.
 
-    Returns (S,) float32 at `sample_rate`, the mean of the channels.
+    Args:
+        part: begin and duration in seconds of what to read; all of the file by default.
+
+    Returns (S,) float32 at `sample_rate`, the channels mixed down.
     Raises AudioError for a missing, unreadable, truncated, empty or non-finite file.
     """
-    windows = list(read_windows(path, step=None, sample_rate=sample_rate))
-    return windows[0]
+    with _open(path) as sound:
+        first, last = 0, sound.frames
+        if part is not None:
+            first = min(last, round(part[0] * sound.samplerate))
+            last = min(last, first + round(part[1] * sound.samplerate))
+        if last - first > MOST_SAMPLES:
+            raise AudioError(path, f"{last - first:,} samples are too long to be read as one: cut it")
+        _skip(path, sound, first)
+        mono = _read_mono(path, sound, last - first, first)
+        return from_samples(mono, sound.samplerate, name=path, sample_rate=sample_rate)
 
 
-def read_windows(path, *, step: int | None, overlap: int = 0, sample_rate: int = SAMPLE_RATE) -> Iterator[Tensor]:
-    """A file of any length in bounded memory, as windows that begin every `step` seconds.
+def read_windows(path, *, step: int, overlap: int = 0, sample_rate: int = SAMPLE_RATE) -> Iterator[Tensor]:
+    """Reads a file of any length in bounded memory, as windows that begin every `step` seconds.
 
     Each is (S,) float32 at `sample_rate` and lasts `step + overlap` seconds, the last one less. Whole
-    seconds, so that windows begin on a sample at every rate. A step of None reads the file as one.
+    seconds, so that windows begin on a sample at every rate.
     Raises AudioError as `load_audio` does, where the fault stands.
     """
     with _open(path) as sound:
-        if step is None and sound.frames > MOST_SAMPLES:
-            raise AudioError(path, f"{sound.frames:,} samples are too long to be read as one: cut it")
-        read, size = 0, sound.frames if step is None else (step + overlap) * sound.samplerate
+        read, size = 0, (step + overlap) * sound.samplerate
         kept = np.empty(0, dtype=np.float32)
         while read < sound.frames or not read:
             fresh = _read_mono(path, sound, min(size - len(kept), sound.frames - read), read)
             read += len(fresh)
-            if read == sound.frames and not _container_is_whole(path, sound):
-                raise AudioError(path, "truncated: it ends before its header says")
             window = np.concatenate([kept, fresh]) if len(kept) else fresh
             yield from_samples(window, sound.samplerate, name=path, sample_rate=sample_rate)
             kept = window[len(window) - overlap * sound.samplerate :]
+
+
+def _skip(path, sound: soundfile.SoundFile, count: int) -> None:
+    """Goes to sample `count`. Raises AudioError."""
+    if count and sound.seekable():
+        sound.seek(count)
+        return
+    for begin in range(0, count, _BLOCK):
+        _read_mono(path, sound, min(_BLOCK, count - begin), begin)
 
 
 def _read_mono(path, sound: soundfile.SoundFile, count: int, read: int) -> np.ndarray:
@@ -80,22 +97,34 @@ def _read_mono(path, sound: soundfile.SoundFile, count: int, read: int) -> np.nd
         left -= len(block)
         if len(block) < wanted:
             raise AudioError(path, f"truncated: {read + count - left} of {sound.frames} samples")
-        blocks.append(_mono(block))
+        blocks.append(mix_down(block))
+    if read + count == sound.frames and not _container_is_whole(path, sound):
+        raise AudioError(path, "truncated: it ends before its header says")
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *blocks])
 
 
-def _mono(samples: np.ndarray) -> np.ndarray:
-    """(S, channels) to (S,) float32, their mean."""
+def mix_down(samples: np.ndarray) -> np.ndarray:
+    """Returns the mean of the channels of (S, channels) samples as (S,) float32.
+
+    Where the channels cancel each other out, as those of opposite phase do, it is the loudest channel instead.
+    """
+    samples = samples.astype(np.float32, copy=False)
+    if samples.shape[1] == 1:
+        return samples[:, 0]
     with np.errstate(all="ignore"):  # what is not finite is refused later
-        return samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
+        mean = samples.mean(axis=1)
+        powers = np.einsum("sc,sc->c", samples, samples)
+        if mean.dot(mean) < CANCELLED * powers.max(initial=0.0):
+            return np.ascontiguousarray(samples[:, powers.argmax()])
+    return mean
 
 
 def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """(S,) or (S, channels) samples at `rate` Hz to a (S',) float32 tensor at `sample_rate`.
+    """Returns (S,) or (S, channels) samples at `rate` Hz as a (S',) float32 tensor at `sample_rate`.
 
     Raises AudioError, naming `name`, where there is no sample or one is not finite.
     """
-    mono = _mono(samples) if samples.ndim == 2 and samples.shape[1] > 1 else samples
+    mono = mix_down(samples) if samples.ndim == 2 and samples.shape[1] > 1 else samples
     mono = np.ascontiguousarray(mono, dtype=np.float32).reshape(-1)
     if not mono.size:
         raise AudioError(name, "empty: no samples")

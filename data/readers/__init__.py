@@ -1,0 +1,32 @@
+"""Kinds of corpora, one file each.
+
+A reader is a module with two functions:
+
+    find_split(root, name) -> Path | None      where the split of that name is, None where it is not of this kind
+    list_entries(path) -> (entries, faults)    what is written there, and by kind of fault what is not usable
+
+A further kind of corpus is one such file and its name in READERS.
+"""
+
+from pathlib import Path
+
+from data.index import DataError, Entry
+from data.librispeech import SHA256
+from data.readers import librispeech, manifest
+
+READERS = (manifest, librispeech)  # asked in this order
+
+
+def is_there(root: Path, name: str) -> bool:
+    """Returns whether any reader finds a split of this name."""
+    return any(reader.find_split(root, name) for reader in READERS)
+
+
+def list_split(root: Path, name: str) -> tuple[list[Entry], dict[str, list[str]]]:
+    """Returns what is listed of a split, and by kind of fault what is not usable. Raises DataError."""
+    for reader in READERS:
+        if path := reader.find_split(root, name):
+            return reader.list_entries(path)
+    raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in LibriSpeech's "
+                    "layout; a manifest ends in .json or .jsonl; subsets that can be downloaded are "
+                    f"{', '.join(SHA256)}")
