@@ -29,7 +29,8 @@ from utils.cli.parser import (
     read_yaml,
 )
 from utils.errors import UsageError, is_out_of_memory, one_line_errors
-from utils.files.atomic import atomic_write, exclusive_lock
+from utils.files.atomic import atomic_write
+from utils.files.locks import exclusive_folder
 from utils.options import constructor_options
 from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
 from utils.training.flags import add_run_flags
@@ -156,7 +157,9 @@ def output_folder(args: argparse.Namespace):
         raise UsageError(f"{folder} holds the checkpoints of an earlier run: go on with it by "
                          "--checkpoint_path auto, or choose another --output_dir, or delete it")
     try:
-        with exclusive_lock(folder):
+        with exclusive_folder(folder) as locked:
+            if not locked:
+                print(f"{folder}: its file system has no locks, so a second run in it would not be noticed")
             yield
     except BlockingIOError:
         raise UsageError(f"{folder} is in use by another run: choose another --output_dir") from None

@@ -6,6 +6,8 @@ import http.server
 import io
 import re
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import CORPUS
+from conftest import CORPUS, ROOT
 from little_memory import in_little_memory
 
 import utils.files.download
@@ -198,6 +200,76 @@ def test_a_server_that_never_ends_is_left(server, tmp_path, monkeypatch):
     monkeypatch.setattr(utils.files.download, "BLOCK", 1000)
     assert "the server sends more than" in fail(server, tmp_path)
     assert (tmp_path / f"{NAME}.tar.gz.part").stat().st_size <= HALF
+
+
+FETCH = """
+import errno, fcntl, sys
+from pathlib import Path
+import utils.files.download
+if sys.argv[4] == "no locks":
+    def refuse(*_): raise OSError(errno.ENOLCK, "No locks available")
+    fcntl.lockf = refuse
+utils.files.download.BLOCK = 1000
+utils.files.download.fetch(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def fetcher(server, target: Path, locks: str) -> subprocess.Popen:
+    """A process that downloads the server's archive to `target`."""
+    command = [sys.executable, "-c", FETCH, f"{server.url}/{NAME}.tar.gz", str(target), sha256(ARCHIVE), locks]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_processes_that_want_the_same_file_all_get_it_whole(server, tmp_path, locks):
+    """One downloads and the others wait; or each to a file of its own where the file system has no locks."""
+    server.until, server.stalled = HALF, threading.Event()  # so that they overlap
+    target = tmp_path / f"{NAME}.tar.gz"
+    first = fetcher(server, target, locks)
+    wait_until(lambda: sum(part.stat().st_size for part in tmp_path.glob("*.part")) > 0)
+    others = [fetcher(server, target, locks) for _ in range(2)]
+    if locks == "locks":
+        for other in others:
+            assert other.stderr.readline() == f"{target}: another process downloads it; waiting for that\n"
+    else:
+        wait_until(lambda: len(server.asked) == 3)
+    server.until = None
+    server.stalled.set()
+    assert {process.wait(60) for process in [first, *others]} <= {0, 1}  # a connection of the server broke at half
+    assert fetcher(server, target, locks).wait(60) == 0
+    assert target.read_bytes() == ARCHIVE
+    if locks == "locks":
+        assert [process.returncode for process in others] == [0, 0]
+        assert [asked for _, asked in server.asked] == [None, f"bytes={HALF}-"], "each byte was fetched once"
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, f"{target.name}.sha256"}
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(server, tmp_path, locks):
+    """The one that waits for it goes on; without locks the next one begins again."""
+    server.until, server.stalled = HALF, threading.Event()
+    target = tmp_path / f"{NAME}.tar.gz"
+    killed = fetcher(server, target, locks)
+    wait_until(lambda: sum(part.stat().st_size for part in tmp_path.glob("*.part")) > HALF - 10_000)
+    waiting = fetcher(server, target, locks)
+    if locks == "locks":
+        waiting.stderr.readline()
+    killed.kill()
+    killed.wait(10)
+    server.until = None
+    server.stalled.set()
+    waiting.wait(60)
+    assert not target.exists() or target.read_bytes() == ARCHIVE
+    assert fetcher(server, target, locks).wait(60) == 0 and target.read_bytes() == ARCHIVE
+    if locks == "locks":
+        assert waiting.returncode == 0 and server.asked[-1][1].startswith("bytes=")
 
 
 def closed_port() -> int:

@@ -1,4 +1,4 @@
-"""Files that may be packed by gzip, read in bounded memory and time: a few kilobytes can unpack to terabytes."""
+"""Files that gzip may have compressed, in bounded memory and time: a few kilobytes can unpack to terabytes."""
 
 import gzip
 import io
@@ -13,22 +13,22 @@ BUFFER = 1 << 20  # bytes
 
 
 class DecompressionError(OSError):
-    """A packed file that holds more than it may."""
+    """A compressed file that holds more than it may."""
 
 
 class BoundedReader(io.BufferedReader):
-    """The bytes of a file, unpacked where gzip packed it, line by line too; a line of more than 16 MB comes in pieces.
+    """Reads the bytes of a file, decompressed where gzip compressed it; iterates over lines of at most 16 MB.
 
-    A packed file may unpack to `times` its size, or to 64 MB where that is more. Raises OSError, of which
-    DecompressionError where it goes beyond; and what gzip raises for a damaged one, also while it is read.
+    A compressed file may unpack to `times` its size, or to 64 MB where that is more. Reading raises OSError, of which
+    DecompressionError where a file goes beyond, and what gzip raises for a damaged one.
     """
 
     def __init__(self, path, *, times: int):
-        self.packed = is_gzip(path)
-        super().__init__(_Unpacked(path, times) if self.packed else io.FileIO(path), BUFFER)
+        self.compressed = _is_gzip(path)
+        super().__init__(_GzipStream(path, times) if self.compressed else io.FileIO(path), BUFFER)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Up to `size` bytes. Raises OSError, also where a piece of more than 16 MB is asked for."""
+        """Reads up to `size` bytes. Raises OSError, also where more than 16 MB are asked for."""
         if size is not None and size > LARGEST_READ:
             raise DecompressionError(f"states a piece of more than {LARGEST_READ >> 20} MB")
         return super().read(size)
@@ -37,18 +37,17 @@ class BoundedReader(io.BufferedReader):
         return iter(partial(self.readline, LARGEST_READ), b"")
 
 
-def is_gzip(path) -> bool:
-    """Whether a file is packed by gzip, by its name or by how it begins."""
+def _is_gzip(path) -> bool:
     with open(path, "rb") as file:
         return Path(path).suffix == ".gz" or file.read(2) == b"\x1f\x8b"
 
 
-class _Unpacked(io.RawIOBase):
-    """What a packed file holds, up to a bound."""
+class _GzipStream(io.RawIOBase):
+    """The content of a gzip file, up to a bound."""
 
     def __init__(self, path, times: int):
         self.file = gzip.GzipFile(path, "rb")
-        self.most = max(FREE, times * os.path.getsize(path))
+        self.limit = max(FREE, times * os.path.getsize(path))
 
     def readable(self) -> bool:
         return True
@@ -74,5 +73,5 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
     def _check(self, position: int) -> None:
-        if position > self.most:
-            raise DecompressionError(f"unpacks to more than {self.most / 1e6:,.0f} MB: too much for its size")
+        if position > self.limit:
+            raise DecompressionError(f"unpacks to more than {self.limit / 1e6:,.0f} MB: too much for its size")

@@ -1,14 +1,21 @@
-"""Files from the web: resumed where a download broke, and believed only where their checksum is right."""
+"""Downloads: resumed where they broke off, shared by processes that want the same file, and checked by a checksum."""
 
 import hashlib
 import http.client
+import os
+import secrets
+import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files.locks import lock
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte
@@ -16,14 +23,16 @@ LARGEST = 64 << 30  # bytes; LibriSpeech's largest archive has 30 GB
 
 
 class DownloadError(UserError):
-    """A file that cannot be had; the message is one line that says what to fetch by hand and where to put it."""
+    """A file that cannot be downloaded; the message says what to fetch by hand and where to put it."""
 
 
 def fetch(address: str, target: Path, checksum: str) -> Path:
-    """`target`, downloaded where it is not there yet.
+    """Downloads `target` unless it is there, and returns it.
 
-    A broken download stays beside it as `NAME.part` and goes on from there. The file appears under its
-    name only when it is whole; what is found there already is checked as well, once.
+    A download that breaks off stays next to it as `NAME.part`, and the next one resumes it. The file appears under
+    its name when it is whole and its checksum is right; a file that somebody else put there is checked once as well.
+    Of several processes one downloads and the others wait for it; on a file system without locks each downloads to
+    a file of its own, and all find the file that is whole first.
 
     Args:
         checksum: SHA-256 or MD5, in hexadecimal; its length says which.
@@ -32,9 +41,11 @@ def fetch(address: str, target: Path, checksum: str) -> Path:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            _download(address, target, checksum)
-        elif not _verified(target, checksum):
+        while not target.exists():
+            with _claim_part(target) as part:
+                if part and not target.exists():
+                    _download(address, part, target, checksum)
+        if not _is_verified(target, checksum):
             raise DownloadError(f"{target}: wrong checksum; delete it, and the next run fetches it again")
         return target
     except urllib.error.URLError as error:
@@ -48,28 +59,87 @@ def fetch(address: str, target: Path, checksum: str) -> Path:
                             f"elsewhere and put it there") from None
 
 
-def _download(address: str, target: Path, checksum: str) -> None:
-    part = target.with_name(f"{target.name}.part")
-    done = part.stat().st_size if part.exists() else 0
+class _Part(NamedTuple):
+    """What is there of a download: a file that no other process writes to."""
+
+    path: Path
+    file: BinaryIO
+
+
+@contextmanager
+def _claim_part(target: Path) -> Iterator[_Part | None]:
+    """Yields `NAME.part`, or None where another process was faster.
+
+    A lock keeps other processes from it; without locks a name of its own, which only one process can give it.
+    """
+    shared = target.with_name(f"{target.name}.part")
+    with shared.open("a+b") as file:
+        if _wait_for_lock(file, target):
+            yield from _lend(_Part(shared, file), shared)
+            return
+    own = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        shared.rename(own)
+    except FileNotFoundError:
+        yield None
+        return
+    with own.open("a+b") as file:
+        yield from _lend(_Part(own, file), shared)
+
+
+def _lend(part: _Part, shared: Path) -> Iterator[_Part | None]:
+    """Yields a part, and None where it was moved or deleted since it was opened; what is left of it can be resumed."""
+    if not _is_at(*part):
+        yield None
+        return
+    try:
+        yield part
+    finally:
+        if _is_at(*part):
+            if part.file.seek(0, os.SEEK_END):
+                part.path.rename(shared)
+            else:
+                part.path.unlink()
+
+
+def _wait_for_lock(file: BinaryIO, target: Path) -> bool:
+    try:
+        return lock(file, wait=False)
+    except BlockingIOError:
+        print(f"{target}: another process downloads it; waiting for that", file=sys.stderr)
+        return lock(file, wait=True)
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _download(address: str, part: _Part, target: Path, checksum: str) -> None:
+    """Downloads the rest of a part and moves it to `target`. Raises OSError, HTTPException and ValueError."""
+    done = part.file.seek(0, os.SEEK_END)
     request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            if response.status != 206:  # the server sends the whole file
+                part.file.truncate(0)
+            _copy(response, part.file, target.name)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing follows what is here: the part is whole, or of another file
             raise
-        response = None
-    if response is not None:
-        with response, open(part, "ab" if response.status == 206 else "wb") as file:
-            _copy(response, file, done if response.status == 206 else 0, target.name)
-    if _digest(part, checksum) != checksum:
-        part.unlink()
+    part.file.flush()
+    os.fsync(part.file.fileno())
+    if _digest(part.file, checksum) != checksum:
+        part.path.unlink()
         raise OSError(f"the checksum of {target.name} is wrong, it was deleted")
-    part.rename(target)
+    part.path.rename(target)
     _mark(target, checksum).write_text(checksum)
 
 
-def _copy(response, file, done: int, name: str) -> None:
-    length = response.headers.get("Content-Length")
+def _copy(response, file: BinaryIO, name: str) -> None:
+    done, length = file.seek(0, os.SEEK_END), response.headers.get("Content-Length")
     total = done + int(length) if length else None
     with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=f"downloading {name}") as progress:
         while block := response.read(BLOCK):
@@ -81,24 +151,25 @@ def _copy(response, file, done: int, name: str) -> None:
         raise OSError(f"the connection broke at {file.tell():,} of {total:,} bytes")
 
 
-def _verified(target: Path, checksum: str) -> bool:
+def _is_verified(target: Path, checksum: str) -> bool:
     mark = _mark(target, checksum)
     if mark.exists() and mark.read_text() == checksum and mark.stat().st_mtime >= target.stat().st_mtime:
         return True
-    if _digest(target, checksum) != checksum:
-        return False
+    with target.open("rb") as file:
+        if _digest(file, checksum) != checksum:
+            return False
     mark.write_text(checksum)
     return True
 
 
 def _mark(target: Path, checksum: str) -> Path:
-    """The file beside that says that the target was checked, so that a later run need not read it again."""
+    """Returns the file that says that the target was checked, so that a later run need not read it again."""
     return target.with_name(f"{target.name}.{_algorithm(checksum)}")
 
 
-def _digest(path: Path, checksum: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, _algorithm(checksum)).hexdigest()
+def _digest(file: BinaryIO, checksum: str) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, _algorithm(checksum)).hexdigest()
 
 
 def _algorithm(checksum: str) -> str:

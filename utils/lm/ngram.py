@@ -157,7 +157,7 @@ def decompressed(path) -> Iterator[str]:
     """
     with tempfile.NamedTemporaryFile(suffix=Path(path).with_suffix("").suffix) as plain:
         with opened(path) as file:
-            if packed := file.packed:
+            if packed := file.compressed:
                 shutil.copyfileobj(file, plain, 1 << 20)
                 plain.flush()
         name = plain.name if packed else str(path)
