@@ -22,7 +22,7 @@ from data.dataset import SpeechDataset, SpeechLoader
 from data.epoch_progress import EpochProgress
 from data.index import Utterance
 from data.sampler import BatchConfig, DurationBatchSampler
-from models.components.features import FLOOR, LogMel
+from models.components.features.logmel import FLOOR, LogMel
 from utils.process import keep_large_blocks
 from utils.tokenizer import CharTokenizer
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.components.features import FeatureNorm, LogMel
+from models.components.features import FeatureType, build_features
+from models.components.features.base import FeatureNorm
 from models.components.specaugment import SpecAugment
 from models.loading import load_network
 from utils.decoding.options import Decoder, DecodingOptions
@@ -26,12 +27,14 @@ class Recognizer(nn.Module, ABC):
     options in a checkpoint. They are plain values.
 
     Args:
+        features: log-mel spectrogram, or mel-frequency cepstral coefficients.
         n_mels: mel bins.
+        n_mfcc: cepstral coefficients, for mfcc.
         window_ms: length of the analysis window, milliseconds.
         hop_ms: distance between frames, milliseconds.
         feature_norm: normalisation of features: per utterance, by the training set's statistics, or none.
         freq_masks: SpecAugment: frequency masks per utterance.
-        freq_width: SpecAugment: widest frequency mask, mel bins.
+        freq_width: SpecAugment: widest frequency mask, mel bins or coefficients.
         time_masks: SpecAugment: time masks per utterance.
         time_width: SpecAugment: widest time mask, frames.
         time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
@@ -50,12 +53,14 @@ class Recognizer(nn.Module, ABC):
             cls.name = name
             Recognizer.registry[name] = cls
 
-    def __init__(self, *, n_mels: int = 80, window_ms: float = 25.0, hop_ms: float = 10.0,
-                 feature_norm: FeatureNorm = "utterance", freq_masks: int = 2, freq_width: int = 27,
-                 time_masks: int = 2, time_width: int = 100, time_share: float = 0.2, alphabet: str = ENGLISH):
+    def __init__(self, *, features: FeatureType = "logmel", n_mels: int = 80, n_mfcc: int = 40,
+                 window_ms: float = 25.0, hop_ms: float = 10.0, feature_norm: FeatureNorm = "utterance",
+                 freq_masks: int = 2, freq_width: int = 27, time_masks: int = 2, time_width: int = 100,
+                 time_share: float = 0.2, alphabet: str = ENGLISH):
         super().__init__()
         self.tokenizer = CharTokenizer(alphabet=alphabet)
-        self.features = LogMel(n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, feature_norm=feature_norm)
+        self.features = build_features(features, n_mels=n_mels, n_mfcc=n_mfcc, window_ms=window_ms, hop_ms=hop_ms,
+                                       feature_norm=feature_norm)
         self.specaugment = SpecAugment(freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                                        time_width=time_width, time_share=time_share)
 

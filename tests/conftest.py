@@ -32,6 +32,8 @@ VARIANTS = {  # every branch of every model
     "las-location": ("las", {"attention": "location", "frontend": "rescnn", "tied_embedding": True}),
     "las-multihead": ("las", {"attention": "multihead", "ctc_weight": 0.0, "pyramid_layers": 3}),
     "global": ("deepspeech2", {"feature_norm": "global", "head": "linear", "time_stride": 4}),
+    "mfcc": ("deepspeech2", {"features": "mfcc", "n_mfcc": 13, "rnn_type": "mingru", "feature_norm": "global"}),
+    "las-mfcc": ("las", {"features": "mfcc", "n_mfcc": 13, "frontend": "rescnn"}),
 }
 
 

@@ -9,7 +9,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from models import Recognizer
 from models.components.convolution import LookaheadConv
-from models.components.features import LogMel, frame_moments
+from models.components.features.base import frame_moments
+from models.components.features.logmel import LogMel
+from models.components.features.mfcc import MFCC
 from models.components.masks import mask_frames, reverse_frames
 from models.components.recurrent import RecurrentBlock, SequenceBatchNorm
 from models.components.specaugment import SpecAugment
@@ -100,20 +102,34 @@ def test_log_mel_is_torchaudios(n_mels):
     assert ours.filters.any(dim=0).all()
 
 
-def test_normalisations():
+def test_mfcc_is_the_cosine_transform():
+    """DCT-II of the log-mel energies with orthonormal scale, written out in float64."""
+    waveform, n_mels = load_audio(SPEECH[0]), 40
+    counts = torch.tensor([len(waveform)])
+    log_mel, _ = LogMel(n_mels=n_mels, feature_norm="none")(waveform[None], counts)
+    mfcc, lengths = MFCC(n_mels=n_mels, n_mfcc=13, feature_norm="none")(waveform[None], counts)
+    k, n = torch.arange(13.0).double()[:, None], torch.arange(n_mels).double()
+    basis = (2 / n_mels) ** 0.5 * torch.cos(torch.pi / n_mels * (n + 0.5) * k)
+    basis[0] /= 2**0.5
+    assert mfcc.shape == (1, lengths.item(), 13) and mfcc.dtype == torch.float32
+    torch.testing.assert_close(mfcc[0].double(), log_mel[0].double() @ basis.T, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("cls", "size"), [(LogMel, 80), (MFCC, 40)])
+def test_normalisations(cls, size):
     waveforms = [load_audio(path) for path in SPEECH[:3]]
     batches = [(w[None], torch.tensor([len(w)])) for w in waveforms]
-    each = LogMel()
+    each = cls()
     for waveform, count in batches:
         features, lengths = each(waveform, count)
         mean, variance = frame_moments(features, lengths)
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
         torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)
-    corpus = LogMel(feature_norm="global")
+    corpus = cls(feature_norm="global")
     corpus.fit_global_statistics(batches)
     frames = torch.cat([corpus(*batch)[0][0] for batch in batches])
-    torch.testing.assert_close(frames.mean(0), torch.zeros(80), atol=1e-3, rtol=0)
-    torch.testing.assert_close(frames.std(0), torch.ones(80), atol=1e-2, rtol=0)
+    torch.testing.assert_close(frames.mean(0), torch.zeros(size), atol=1e-3, rtol=0)
+    torch.testing.assert_close(frames.std(0), torch.ones(size), atol=1e-2, rtol=0)
 
 
 def test_specaugment_masks_within_its_policy():
