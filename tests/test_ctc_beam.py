@@ -20,11 +20,13 @@ from utils.decoding.options import Decoder, DecodingOptions
 from utils.errors import UsageError
 from utils.lm import build as lm_build
 from utils.lm.ngram import LN10, LanguageModelError, NGram
-from utils.tokenizer import CharTokenizer
+from utils.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 pytest.importorskip("kenlm")
 BACKENDS = ("native", "pyctcdecode")
 TOKENIZER = CharTokenizer(alphabet=" ab")
+PIECES = BPETokenizer(alphabet=" ab", vocabulary=["ba", "▁ab"])
+over_tokenizers = pytest.mark.parametrize("tokenizer", [TOKENIZER, PIECES], ids=["char", "bpe"])
 UNKNOWN = -10 * LN10  # what each word that the n-gram does not list costs besides, before alpha
 ARPA = """\\data\\
 ngram 1=7
@@ -94,8 +96,15 @@ def random_emissions(seed: int, frames: int, classes: int = TOKENIZER.ctc_size, 
     return (scale * torch.randn(frames, classes, generator=generator)).log_softmax(dim=-1)
 
 
-def all_texts(log_probs: torch.Tensor, tokenizer: CharTokenizer = TOKENIZER) -> dict[str, float]:
-    """ln P_CTC of every text of (T, C) log-probabilities: strings that differ in their spaces only are summed."""
+def many_emissions(tokenizer: Tokenizer, count: int = 30) -> list[torch.Tensor]:
+    """Of 3 to 5 frames, so that every text can be tried; the more classes there are, the fewer and shorter they are."""
+    few = tokenizer.ctc_size > 4
+    return [random_emissions(seed, 3 + seed % (2 if few else 3), tokenizer.ctc_size)
+            for seed in range(count // 3 if few else count)]
+
+
+def all_texts(log_probs: torch.Tensor, tokenizer: Tokenizer = TOKENIZER) -> dict[str, float]:
+    """ln P_CTC of every text of (T, C) log-probabilities: strings that differ in spaces, or in pieces, are summed."""
     frames, symbols = len(log_probs), range(1, tokenizer.ctc_size)
     strings = [list(s) for length in range(frames + 1) for s in itertools.product(symbols, repeat=length)]
     targets = torch.tensor([s + [1] * (frames - len(s)) for s in strings])
@@ -121,7 +130,7 @@ def exact(**options) -> DecodingOptions:
                               "token_min_logp": -1e9, **options})
 
 
-def search(emissions: list[torch.Tensor], options: DecodingOptions, tokenizer: CharTokenizer = TOKENIZER) -> list[list]:
+def search(emissions: list[torch.Tensor], options: DecodingOptions, tokenizer: Tokenizer = TOKENIZER) -> list[list]:
     padded = torch.nn.utils.rnn.pad_sequence(emissions, batch_first=True)
     with Decoder(options, tokenizer, workers=1) as decoder:
         return decoder.search_ctc(padded, torch.tensor([len(one) for one in emissions]))
@@ -136,38 +145,40 @@ def check_all(found: list, expected: dict[str, float]) -> None:
     assert scores == pytest.approx(expected, abs=1e-4)
 
 
+@over_tokenizers
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_text_has_its_probability(backend):
+def test_every_text_has_its_probability(backend, tokenizer):
     """A wide beam without pruning lists every text with the sum of its paths, spaces not told apart."""
-    emissions = [random_emissions(seed, 3 + seed % 3) for seed in range(30)]
-    for found, one in zip(search(emissions, exact(decoder_backend=backend)), emissions, strict=True):
-        check_all(found, all_texts(one))
+    emissions = many_emissions(tokenizer)
+    for found, one in zip(search(emissions, exact(decoder_backend=backend), tokenizer), emissions, strict=True):
+        check_all(found, all_texts(one, tokenizer))
 
 
+@over_tokenizers
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.4), (2.0, -1.5), (0.0, 3.0)])
-def test_every_text_has_its_probability_with_an_ngram(words, backend, alpha, beta):
+def test_every_text_has_its_probability_with_an_ngram(words, backend, alpha, beta, tokenizer):
     """Whatever spaces its paths have, at the end too; the empty text among them."""
-    ngram = NGram(words, TOKENIZER)
-    emissions = [random_emissions(seed, 3 + seed % 3) for seed in range(30)]
+    ngram, emissions = NGram(words, tokenizer), many_emissions(tokenizer)
     options = exact(decoder_backend=backend, lm=words, alpha=alpha, beta=beta)
-    for found, one in zip(search(emissions, options), emissions, strict=True):
-        expected = with_ngram(all_texts(one), ngram, alpha, beta)
+    for found, one in zip(search(emissions, options, tokenizer), emissions, strict=True):
+        expected = with_ngram(all_texts(one, tokenizer), ngram, alpha, beta)
         assert "" in expected and "ba" in expected, "an unknown word"
         check_all(found, expected)
 
 
+@over_tokenizers
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("with_lm", [False, True])
-def test_hotwords_count_for_each_of_their_words(words, backend, with_lm):
+def test_hotwords_count_for_each_of_their_words(words, backend, with_lm, tokenizer):
     """A phrase favours its words, wherever they stand; alpha does not weigh them."""
-    emissions = [random_emissions(seed, 4) for seed in range(10)]
+    emissions = many_emissions(tokenizer, 10)
     options = exact(decoder_backend=backend, lm=words if with_lm else None, alpha=0.7, beta=0.4,
                     hotwords=["a ba", "b"], hotword_weight=1.5)
-    for found, one in zip(search(emissions, options), emissions, strict=True):
-        expected = all_texts(one)
+    for found, one in zip(search(emissions, options, tokenizer), emissions, strict=True):
+        expected = all_texts(one, tokenizer)
         if with_lm:
-            expected = with_ngram(expected, NGram(words, TOKENIZER), 0.7, 0.4)
+            expected = with_ngram(expected, NGram(words, tokenizer), 0.7, 0.4)
         check_all(found, {text: score + 1.5 * sum(word in ("a", "ba", "b") for word in text.split())
                           for text, score in expected.items()})
 
@@ -230,21 +241,23 @@ def test_a_space_at_the_end_costs_nothing(words, backend):
     assert found[0].score == pytest.approx(found[1].score, abs=0.01)
 
 
+@over_tokenizers
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_silence_and_no_frames(words, backend):
+def test_silence_and_no_frames(words, backend, tokenizer):
     """The empty text; the n-gram's log-probability of nothing at all is its score."""
-    silence = torch.full((4, 4), -20.0)
+    silence = torch.full((4, tokenizer.ctc_size), -20.0)
     silence[:, 0] = 0.0
     silence = silence.log_softmax(-1)
-    for lm, score in ((None, 0.0), (words, 0.5 * NGram(words, TOKENIZER).log_prob(""))):
+    for lm, score in ((None, 0.0), (words, 0.5 * NGram(words, tokenizer).log_prob(""))):
         options = DecodingOptions(decoder="beam", lm=lm, decoder_backend=backend)
-        found = search([silence, silence[:0]], options)
+        found = search([silence, silence[:0]], options, tokenizer)
         assert [[c.text for c in candidates] for candidates in found] == [[""], [""]]
         assert [c.score for c, in found] == pytest.approx([score, score], abs=1e-4)
 
 
 SENTENCES = ["the cat sat", "the dog sat on the mat", "a cat ran", "sat on", "extraordinarily dull cats"]
 ENGLISH = CharTokenizer()
+ENGLISH_PIECES = BPETokenizer(vocabulary=["at", "▁the", "▁sat", "ll", "on", "▁on", "in", "ar", "▁do", "ra", "or"])
 
 
 @pytest.fixture
@@ -254,29 +267,32 @@ def english(tmp_path) -> str:
     return str(tmp_path / "english.arpa")
 
 
-def spoken(seed: int) -> torch.Tensor:
-    """(T, C) log-probabilities that spell a sentence, the more doubtful the larger its number."""
+def spoken(seed: int, tokenizer: Tokenizer = ENGLISH) -> torch.Tensor:
+    """(T, C) log-probabilities of a sentence, the more doubtful the larger its number."""
     generator = torch.Generator().manual_seed(seed)
     text = f" {SENTENCES[seed % len(SENTENCES)]} "[seed % 2 : len(SENTENCES[seed % len(SENTENCES)]) + 1 + seed % 3]
-    scores = torch.randn(2 * len(text), ENGLISH.ctc_size, generator=generator)
-    for i, token in enumerate(ENGLISH.encode(text)):
+    tokens = tokenizer.encode(text)
+    scores = torch.randn(2 * len(tokens), tokenizer.ctc_size, generator=generator)
+    for i, token in enumerate(tokens):
         scores[2 * i, token] += 8.0 - seed % 6
-        scores[2 * i + 1, ENGLISH.blank] += 8.0 - seed % 6
+        scores[2 * i + 1, tokenizer.blank] += 8.0 - seed % 6
     return scores.log_softmax(dim=-1)
 
 
+@pytest.mark.parametrize("tokenizer", [ENGLISH, ENGLISH_PIECES], ids=["char", "bpe"])
 @pytest.mark.parametrize("options", [
     {}, {"nbest": 5, "beam_size": 10}, {"hotwords": ["cats", "dull dog"], "nbest": 3}, {"lm": True},
     {"lm": True, "nbest": 8, "alpha": 1.5}, {"lm": True, "hotwords": ["zebra", "cat"], "hotword_weight": 4.0},
     {"lm": True, "beam_size": 4, "beta": -2.0}], ids=str)
-def test_both_programs_agree(english, options):
+def test_both_programs_agree(english, options, tokenizer):
     """Texts and scores of sentences more or less clear and of noise, pruned as by default."""
     if "lm" in options:
         options = {**options, "lm": english}
-    emissions = [spoken(seed) for seed in range(12)]
-    emissions += [random_emissions(seed, 8, ENGLISH.ctc_size, scale) for seed in range(4) for scale in (1.0, 2.0, 5.0)]
+    emissions = [spoken(seed, tokenizer) for seed in range(12)]
+    emissions += [random_emissions(seed, 8, tokenizer.ctc_size, scale)
+                  for seed in range(4) for scale in (1.0, 2.0, 5.0)]
     native, python = (search(emissions, DecodingOptions(**{"decoder": "beam", "beam_size": 16, **options},
-                                                 decoder_backend=backend), ENGLISH) for backend in BACKENDS)
+                                                 decoder_backend=backend), tokenizer) for backend in BACKENDS)
     assert [[c.text for c in one] for one in native] == [[c.text for c in one] for one in python]
     for one, other in zip(native, python, strict=True):
         assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)

@@ -1,11 +1,16 @@
 """Text to integers and back: the normaliser and the tokenizers."""
 
+import io
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 ENGLISH = " 'abcdefghijklmnopqrstuvwxyz"
+LONGEST_WORD = 100  # letters that byte-pair encoding looks at together; its time grows with their square
+PRIVATE_USE = 0xF0000  # first of the characters that Unicode leaves to programs
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'"})
 
 
@@ -35,6 +40,7 @@ class Tokenizer(ABC):
     """
 
     blank = 0
+    mark = ""  # what a label begins with where it begins a word
 
     def __init__(self, labels: Sequence[str], texts: Sequence[str]):
         self.labels, self._texts = ["", *labels], ["", *texts]
@@ -103,7 +109,65 @@ class CharTokenizer(Tokenizer):
         return [self._index[char] for char in text]
 
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer}
+class BPETokenizer(Tokenizer):
+    """One token per piece of a word, by byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909, section 3.2).
+
+    The mark ▁ at the front of a piece says that it begins a word. It is no piece by itself: each letter is
+    two, with the mark and without. So every text can be encoded, and each word has exactly one mark, which
+    is what beam search with an n-gram over words needs.
+
+    Args:
+        alphabet: characters that a text may have, each once.
+        vocabulary: pieces of several letters, in the order in which they were learnt.
+    """
+
+    mark = "▁"
+
+    def __init__(self, *, alphabet: str = ENGLISH, vocabulary: Sequence[str] = ()):
+        letters = [char for char in CharTokenizer(alphabet=alphabet).labels[1:] if char != " "]
+        if self.mark in letters:
+            raise ValueError(f"alphabet must not hold {self.mark}, which marks the beginning of a word")
+        for piece in vocabulary:
+            inside = piece.removeprefix(self.mark) if isinstance(piece, str) else ""
+            if len(inside) < 2 or not set(inside) <= set(letters):
+                raise ValueError(f"vocabulary: {str(piece)[:40]!r} is not made of several letters of the alphabet")
+        labels = [*(self.mark + letter for letter in letters), *letters, *vocabulary]
+        if len(set(labels)) < len(labels):
+            raise ValueError("vocabulary must hold each piece once")
+        super().__init__(labels, [label.replace(self.mark, " ") for label in labels])
+        self._config = {"tokenizer": "bpe", "alphabet": alphabet, "vocabulary": list(vocabulary)}
+        self._index = {label: token for token, label in enumerate(labels, start=1)}
+        self._encoded: dict[str, list[int]] = {}  # tokens of each word that came before
+
+    @property
+    def config(self) -> dict[str, str | list[str]]:
+        """The alphabet and the pieces of several letters."""
+        return self._config
+
+    def _encode(self, text: str) -> list[int]:
+        words = text.split()
+        for word in words:
+            if word not in self._encoded:
+                self._encoded[word] = self._encode_word(word)
+        return [token for word in words for token in self._encoded[word]]
+
+    def _encode_word(self, word: str) -> list[int]:
+        """Joins the two neighbours whose piece was learnt first, as long as there are any."""
+        letters, tokens = [self.mark + word[0], *word[1:]], []
+        for begin in range(0, len(letters), LONGEST_WORD):
+            pieces = letters[begin : begin + LONGEST_WORD]
+            while True:
+                joined = [(self._index[a + b], i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in self._index]
+                if not joined:
+                    break
+                token, place = min(joined)
+                pieces[place : place + 2] = [self.labels[token]]
+            tokens += [self._index[piece] for piece in pieces]
+        return tokens
+
+
+TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "bpe": BPETokenizer}
+TokenizerType = Literal["char", "bpe"]
 
 
 def build_tokenizer(tokenizer: str, **options) -> Tokenizer:
@@ -111,6 +175,42 @@ def build_tokenizer(tokenizer: str, **options) -> Tokenizer:
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer {tokenizer!r} is none of {', '.join(TOKENIZERS)}")
     return TOKENIZERS[tokenizer](**options)
+
+
+def learn_vocabulary(texts: Iterable[str], *, alphabet: str, vocab_size: int) -> list[str]:
+    """Learns from normalised texts the vocabulary with which a BPETokenizer has `vocab_size` pieces.
+
+    It depends on nothing but how often each word occurs, so all processes of a run learn the same. Texts
+    with characters outside the alphabet are passed over. Raises ValueError where no vocabulary has that size.
+    """
+    letters = BPETokenizer(alphabet=alphabet)
+    least = letters.ctc_size - 1
+    if vocab_size <= least:
+        raise ValueError(f"--vocab_size {vocab_size} must be above {least}, two pieces for each letter of the alphabet")
+    counts = Counter(word for text in texts if not letters.unknown(text) for word in text.split())
+    # SentencePiece joins a mark and its letter as late as any two; as one character they are together from the start.
+    words = {"".join(chr(PRIVATE_USE + token) for token in letters.encode(word)): count
+             for word, count in sorted(counts.items())}
+    learnt = ["".join(letters.labels[ord(char) - PRIVATE_USE] for char in piece)
+              for piece in (_learn_pieces(words, vocab_size) if words else [])]
+    vocabulary = [piece for piece in learnt if len(piece.removeprefix(letters.mark)) > 1][: vocab_size - least]
+    if (most := least + len(vocabulary)) < vocab_size:
+        raise ValueError(f"--vocab_size {vocab_size} must be at most {most}, all pieces of the training transcripts")
+    return vocabulary
+
+
+def _learn_pieces(words: dict[str, int], vocab_size: int) -> list[str]:
+    """Returns at most `vocab_size` pieces of words with counts, in the order in which byte-pair encoding joins them."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(f"{word}\t{count}" for word, count in words.items()), input_format="tsv",
+        model_writer=model, model_type="bpe", vocab_size=vocab_size + 1, hard_vocab_limit=False, unk_id=0, bos_id=-1,
+        eos_id=-1, character_coverage=1.0, normalization_rule_name="identity", add_dummy_prefix=False,
+        split_by_unicode_script=False, minloglevel=3)
+    learnt = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [learnt.id_to_piece(i) for i in range(1, learnt.get_piece_size())]
 
 
 def ctc_frames_needed(tokens: list[int]) -> int:

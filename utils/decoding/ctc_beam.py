@@ -43,30 +43,32 @@ class CTCBeamSearch:
         if words is not None and SPACE in words:
             raise LanguageModelError(options.lm, "is an n-gram over characters, which CTC beam search cannot use; "
                                                  "build one with --unit word")
-        self.space = labels.index(" ") if options.lm and " " in labels else None
-        labels += [END] if self.space else []
+        # Before the end comes a space, or, where a piece itself says that it begins a word, nothing.
+        separators = [tokenizer.blank] if tokenizer.mark else tokenizer.boundaries
+        self.separator = separators[0] if options.lm and separators else None
+        labels += [tokenizer.mark + END] if self.separator is not None else []
         if words is not None:
             words = [*check_words(options.lm, words, tokenizer), END]
         backend = _Native if options.decoder_backend == "native" else _PyCTCDecode
         self.backend = backend(options, labels, words, workers or os.cpu_count())
-        self.after_end = self._score_after_end(tokenizer.ctc_size) if self.space else 0.0
+        self.after_end = self._score_after_end(tokenizer.ctc_size) if self.separator is not None else 0.0
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[list[tuple[str, float]]]:
         """Returns the (text, score) pairs of each utterance, best first, of (B, T, C) log-probabilities."""
         arrays = [one[:length].cpu().numpy() for one, length in zip(log_probs.float(), lengths.tolist(), strict=True)]
         if self.options.skip_blanks < 1:
             arrays = [without_sure_blanks(array, self.options.skip_blanks) for array in arrays]
-        if self.space:
+        if self.separator is not None:
             arrays = [self._ended(array) for array in arrays]
         return [[(" ".join(beam[0].removesuffix(END).split()), float(beam[-1]) - self.after_end)
                  for beam in beams[: self.options.nbest]] or [("", 0.0)] for beams in self.backend.search(arrays)]
 
     def _ended(self, array: np.ndarray, ends: int = 1) -> np.ndarray:
-        """Appends frames of a space and of the end to (T, C) log-probabilities: (T + 2 ends, C + 1)."""
+        """Appends frames of the separator and of the end to (T, C) log-probabilities: (T + 2 ends, C + 1)."""
         frames, classes = array.shape
         ended = np.full((frames + 2 * ends, classes + 1), -np.inf, dtype=np.float32)
         ended[:frames, :classes] = array
-        ended[frames::2, self.space] = ended[frames + 1 :: 2, classes] = 0.0
+        ended[frames::2, self.separator] = ended[frames + 1 :: 2, classes] = 0.0
         return ended
 
     def _score_after_end(self, classes: int) -> float:
@@ -131,14 +133,15 @@ class _PyCTCDecode:
 
     def __init__(self, options, labels: list[str], words: list[str] | None, workers: int):
         try:
-            from pyctcdecode.alphabet import Alphabet
+            from pyctcdecode.alphabet import BPE_TOKEN, Alphabet
             from pyctcdecode.decoder import BeamSearchDecoderCTC
             from pyctcdecode.language_model import LanguageModel
         except ImportError:
             raise ImportError(f"--decoder_backend pyctcdecode needs pyctcdecode; {INSTALL}") from None
         self.options = options
         model = LanguageModel(load_kenlm(options.lm), words, options.alpha, options.beta) if options.lm else None
-        self.decoder = BeamSearchDecoderCTC(Alphabet(labels, False), model)
+        pieces = any(label.startswith(BPE_TOKEN) for label in labels)  # as the other program tells it
+        self.decoder = BeamSearchDecoderCTC(Alphabet(labels, pieces), model)
         self.pool = multiprocessing.get_context("fork").Pool(workers)  # after the model, which it inherits
 
     def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:

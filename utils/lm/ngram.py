@@ -68,9 +68,14 @@ class NGram:
     def step(self, rows: int) -> tuple[Step, list["_Place"]]:
         """The n-gram as a step function of `beam_search` over `rows` hypotheses, and its first state.
 
-        An n-gram over words says nothing inside a word, and log P(word) where a space or the end closes it.
+        An n-gram over words says nothing inside a word, and log P(word) where a space, a piece that begins the
+        next word, or the end closes it. Raises LanguageModelError for characters where tokens are pieces of words.
         """
         import kenlm
+
+        if self.over_characters and self.tokenizer.mark:
+            raise LanguageModelError(self.path, "an n-gram over characters cannot predict the pieces of this network's "
+                                                "words; build one with --unit word, or add --lm_fusion rescore")
 
         begin = kenlm.State()
         self.model.BeginSentenceWrite(begin)
