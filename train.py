@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -21,17 +20,18 @@ from data.librispeech import URL
 from data.options import TrainingDataOptions
 from models import Recognizer
 from models.components.checkpointing import EncoderLayer
+from models.optim import OptimizerConfig
 from utils.checkpoint.reading import newest_checkpoint, read_resumable, write_averaged
 from utils.cli.parser import (
     OneLineParser,
     add_constructor_flags,
     config_arguments,
+    pick_arguments,
     read_yaml,
 )
 from utils.errors import UsageError, is_out_of_memory, one_line_errors
 from utils.files.atomic import atomic_write
 from utils.files.locks import exclusive_folder
-from utils.options import constructor_options
 from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
 from utils.training.flags import add_run_flags
 
@@ -44,6 +44,7 @@ def build_parser(model: str) -> argparse.ArgumentParser:
     parser.add_argument("-m", "--model", default=model, choices=sorted(Recognizer.registry), help="network")
     parser.add_argument("--config", help="YAML file of flags; the command line wins")
     add_run_flags(parser, librispeech_url=URL)
+    add_constructor_flags(parser, OptimizerConfig, title="optimiser and schedule", aliases={"learning_rate": "-lr"})
     add_constructor_flags(parser, Recognizer.registry[model])
     return parser
 
@@ -70,9 +71,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_network(args: argparse.Namespace) -> Recognizer:
     """The network that the flags describe. Raises UsageError where they do not fit together."""
-    names = [option.name for option in constructor_options(Recognizer.registry[args.model])]
     try:
-        network = Recognizer.build(args.model, **{name: getattr(args, name) for name in names})
+        network = Recognizer.build(args.model, **pick_arguments(Recognizer.registry[args.model], args))
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
     layers = [module for module in network.modules() if isinstance(module, EncoderLayer)]
@@ -96,7 +96,7 @@ def build_data(args: argparse.Namespace, network: Recognizer):
     """The data module of the flags."""
     from data.datamodule import LibriSpeechDataModule
 
-    options = TrainingDataOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingDataOptions)})
+    options = TrainingDataOptions(**pick_arguments(TrainingDataOptions, args))
     return LibriSpeechDataModule(options, network.tokenizer, output_frames=network.output_frames,
                                  overfit=bool(args.overfit_batches))
 
@@ -183,8 +183,7 @@ def train(args: argparse.Namespace):
     with output_folder(args):
         checkpoint = resume_path(args, network)
         data = build_data(args, network)
-        module = SpeechModule(network, learning_rate=args.learning_rate, warmup_steps=args.warmup_steps,
-                              weight_decay=args.weight_decay, seed=args.seed)
+        module = SpeechModule(network, OptimizerConfig(**pick_arguments(OptimizerConfig, args)), seed=args.seed)
         logger = None if args.fast_dev_run else build_logger(
             args.logger, output_dir=Path(args.output_dir), project=PROJECT, name=Path(args.output_dir).name,
             resumed=checkpoint is not None)

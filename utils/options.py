@@ -25,7 +25,7 @@ def constructor_options(cls: type) -> list[Option]:
         if "__init__" not in vars(owner):
             continue
         helps = dict(re.findall(r"^\s{8}(\w+): (.+)$", owner.__doc__ or "", flags=re.MULTILINE))
-        hints = typing.get_type_hints(owner.__init__)
+        hints = typing.get_type_hints(owner.__init__, include_extras=True)
         parameters = inspect.signature(owner.__init__).parameters.values()
         for one in parameters:
             if one.kind is one.KEYWORD_ONLY and one.name not in options:

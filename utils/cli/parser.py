@@ -27,13 +27,20 @@ def add_constructor_flags(parser: argparse.ArgumentParser, cls: type, *, title: 
                           aliases: dict[str, str] | None = None) -> None:
     """Adds one flag for each option of `cls` and its bases (`constructor_options`).
 
-    Its type may be int, float, str, bool, Literal, or a list of these.
+    Its type may be int, float, str, bool, Literal, or a list of these; or `Annotated[..., check]` with the argparse
+    type that holds the value to its bounds. `aliases` are further names of flags, such as `-lr`.
     """
     group = parser.add_argument_group(title or f"model: {cls.__name__}")
     for option in constructor_options(cls):
-        names = [f"--{one}" for one in (option.name, (aliases or {}).get(option.name)) if one]
+        alias = (aliases or {}).get(option.name)
+        names = [f"--{option.name}", *([alias if alias.startswith("-") else f"--{alias}"] if alias else [])]
         group.add_argument(*names, default=option.default, help=option.help.replace("%", "%%") or None,
                            **_flag_type(option.type))
+
+
+def pick_arguments(cls: type, args: argparse.Namespace) -> dict:
+    """Returns what the command line says of each option of `cls`."""
+    return {option.name: getattr(args, option.name) for option in constructor_options(cls)}
 
 
 def _flag_type(hint) -> dict:
@@ -43,6 +50,8 @@ def _flag_type(hint) -> dict:
         return {"action": argparse.BooleanOptionalAction}
     if origin is typing.Literal:
         return {"type": type(arguments[0]), "choices": arguments}
+    if origin is typing.Annotated:
+        return {"type": arguments[1]}
     if origin is list:
         return {"nargs": "*", **_flag_type(arguments[0])}
     if origin in (types.UnionType, typing.Union):

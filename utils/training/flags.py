@@ -63,9 +63,6 @@ def _add_data_flags(group, librispeech_url: str) -> None:
 
 def _add_training_flags(group) -> None:
     group.add_argument("--epochs", type=positive_int, default=50, help="passes over the training sets")
-    group.add_argument("-lr", "--learning_rate", type=positive_float, default=5e-4, help="peak of the schedule")
-    group.add_argument("--warmup_steps", type=nonnegative_int, default=1000, help="linear warm-up, then a cosine")
-    group.add_argument("--weight_decay", type=nonnegative_float, default=1e-2, help="of AdamW")
     group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0, help="gradient norm; 0 for none")
     group.add_argument("--accumulate", type=positive_int, default=1, help="batches an optimiser step")
     group.add_argument("--ema_decay", type=share, default=0.0,
