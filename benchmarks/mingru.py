@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.measure import benchmark_parser, clock_of, machine_rates, medians, prepare, show
 from models.components.recurrent import RecurrentLayer
 from models.mingru import tiled as mingru_tiled
-from models.mingru.layer import directional_states
+from models.mingru.fused import fused_scan
 from utils.process import keep_large_blocks
 
 SIZE = 512  # of the input and of each direction
@@ -89,7 +89,7 @@ def scan_cases(frames: int, batch: int, device: torch.device, pointwise: dict) -
         grad = torch.randn(batch, frames, 2, SIZE, device=device)
         for compiled, functions in pointwise.items():
             name = f"scan alone{', compiled gates' if compiled else ''}{precision}"
-            cases[name] = case(lambda kv=kv: directional_states(kv, None), grad, "", functions)
+            cases[name] = case(lambda kv=kv: fused_scan(kv, None), grad, "", functions)
     return cases
 
 

@@ -14,7 +14,7 @@ from models.components.convolution import ConvFrontend, LookaheadConv
 from models.components.masks import mask_frames
 from models.components.recurrent import Norm, RecurrentBlock, RNNType
 from models.ctc import CTCRecognizer, Encoding
-from models.mingru.layer import ScanSpace
+from models.mingru.layer import ScanType
 
 
 class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
@@ -37,7 +37,7 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
     def __init__(self, *, conv_channels: int = 32, time_stride: int = 2, residual_blocks: int = 2,
                  rnn_type: RNNType = "gru", rnn_size: int = 512, rnn_layers: int = 5, bidirectional: bool = True,
                  lookahead: int = 20, rnn_norm: Norm = "layer", dropout: float = 0.2,
-                 mingru_scan: ScanSpace = "linear", **shared):
+                 mingru_scan: ScanType = "linear", **shared):
         super().__init__(**shared)
         self.time_stride = time_stride
         self.cnn = ConvFrontend(conv_channels, self.features.size, residual_blocks, time_stride=time_stride,

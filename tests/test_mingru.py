@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from models.components.masks import reverse_frames
+from models.components.masks import mask_frames, reverse_frames
 from models.components.recurrent import RecurrentLayer
 from models.mingru import tiled as mingru_tiled
-from models.mingru.layer import MinGRU, directional_states, g, parallel_linear, parallel_log, sequential
+from models.mingru.fused import fused_scan
+from models.mingru.layer import MinGRU, g, parallel_log, sequential
 from models.mingru.tiled import TiledScan, advance
 
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 7, 5), (2, 64, 4), (2, 257, 8), (1, 1500, 4)]
@@ -44,6 +45,21 @@ def paper_by_utterance(kv, lengths):
         there, back = paper(k[None, :, 0], v[None, :, 0])[0], paper(k[None, :, 1].flip(1), v[None, :, 1].flip(1))[0]
         rows.append(torch.cat([torch.stack([there, back.flip(0)], 1), h[0, length:]]))
     return torch.stack(rows)
+
+
+def parallel_linear(k, v):
+    """One direction of the fused scan, without padding."""
+    return fused_scan(torch.stack([k, v], dim=2)[:, :, None], None)[:, :, 0]
+
+
+def recurrent_layer(kv, lengths, scan):
+    """Both directions of a layer whose two linear layers pick their k and v: (B, T, 2, 2, H) to (B, T, 2, H)."""
+    hidden = kv.shape[-1]
+    layer, pick = RecurrentLayer(4 * hidden, hidden, rnn_type="mingru", scan=scan), torch.eye(4 * hidden)
+    for direction, rows in ((layer.forwards, pick[: 2 * hidden]), (layer.backwards, pick[2 * hidden :])):
+        direction.linear.weight.data.copy_(rows)
+        direction.linear.bias.data.zero_()
+    return mask_frames(layer(kv.flatten(2), lengths), lengths).unflatten(-1, (2, hidden))
 
 
 def with_gradient(function, kv, *arguments):
@@ -89,7 +105,12 @@ def test_states_are_the_papers(scan, size, tiled):
 @pytest.mark.parametrize("scan", ["linear", "log", "sequential"])
 @pytest.mark.parametrize(("size", "lengths"), PADDED)
 def test_both_directions_leave_padding_out(scan, size, lengths, tiled):
-    assert_is_the_papers(lambda kv, n: directional_states(kv, n, scan), size, lengths)
+    assert_is_the_papers(lambda kv, n: recurrent_layer(kv, n, scan), size, lengths)
+
+
+@pytest.mark.parametrize(("size", "lengths"), PADDED)
+def test_the_fused_scan_leaves_padding_out(size, lengths, tiled):
+    assert_is_the_papers(fused_scan, size, lengths)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -108,9 +129,9 @@ def test_gradcheck(scan, size, tiled):
 
 def test_a_gate_of_zero_takes_the_papers_side():
     """g'(0) is 1, as in v >= 0, in every form."""
-    kv = torch.zeros(1, 3, 1, 2, 2)
-    gradients = [with_gradient(lambda x, scan=scan: directional_states(x, None, scan), kv)[1]
-                 for scan in ("linear", "sequential")]
+    kv = torch.zeros(1, 3, 2, 2)
+    gradients = [with_gradient(lambda x, scan=scan: scan(*x.unbind(2)), kv)[1]
+                 for scan in (parallel_linear, sequential)]
     torch.testing.assert_close(*gradients)
 
 

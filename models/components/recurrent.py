@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
 from models.components.masks import length_mask, reverse_frames
-from models.mingru.layer import MinGRU, ScanSpace, keep_scan_uncompiled, run_directions
+from models.mingru.fused import exclude_scan_from_compile, fused_directions
+from models.mingru.layer import MinGRU, ScanType
 
 RNNType = Literal["gru", "lstm", "mingru"]
 Norm = Literal["layer", "batch"]
@@ -22,7 +23,7 @@ class SequenceBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, H) to the same shape; padding becomes 0."""
+        """Returns the normalised (B, T, H) frames; padding becomes 0."""
         valid = length_mask(lengths, x.shape[1])
         out = torch.zeros_like(x)
         out[valid] = super().forward(x[valid]).to(x.dtype)
@@ -30,42 +31,46 @@ class SequenceBatchNorm(nn.BatchNorm1d):
 
 
 class SequenceLayerNorm(nn.LayerNorm):
-    """Layer normalisation of every frame by itself."""
+    """Layer normalisation of each frame by itself, with the interface of `SequenceBatchNorm`."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, H) to the same shape."""
+        """Returns the normalised (B, T, H) frames."""
         return super().forward(x)
 
 
 NORMS = {"layer": SequenceLayerNorm, "batch": SequenceBatchNorm}
 
 
-def build_rnn(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanSpace) -> nn.Module:
-    """One direction of one layer: (B, T, input_size) to a tuple that begins with (B, T, hidden_size)."""
+def build_rnn(rnn_type: RNNType, input_size: int, hidden_size: int, scan: ScanType) -> nn.Module:
+    """Returns one direction of one layer: (B, T, input_size) to a tuple that begins with (B, T, hidden_size)."""
     if rnn_type == "mingru":
         return MinGRU(input_size, hidden_size, scan=scan)
     return {"gru": nn.GRU, "lstm": nn.LSTM}[rnn_type](input_size, hidden_size, batch_first=True)
 
 
 class RecurrentLayer(EncoderLayer):
-    """A recurrent layer in one or two directions, which are concatenated."""
+    """A recurrent layer in one or two directions, which are concatenated.
+
+    The second direction reads each utterance back to front from its own last frame, which gives the outputs of packed
+    sequences without packing.
+    """
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool = True,
-                 scan: ScanSpace = "linear"):
+                 scan: ScanType = "linear"):
         super().__init__()
         self.forwards = build_rnn(rnn_type, input_size, hidden_size, scan)
         self.backwards = build_rnn(rnn_type, input_size, hidden_size, scan) if bidirectional else None
 
     def compile(self, *args, **kwargs) -> None:
         """Compiles the layer, all but minGRU's scan."""
-        keep_scan_uncompiled()
+        exclude_scan_from_compile()
         super().compile(*args, **kwargs)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, input_size) to (B, T, directions * hidden_size)."""
-        if isinstance(self.forwards, MinGRU):
-            layers = [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
-            return run_directions(layers, x, lengths)
+        """Returns (B, T, directions * hidden_size) of (B, T, input_size)."""
+        if isinstance(self.forwards, MinGRU) and self.forwards.scan == "linear":
+            directions = [self.forwards] if self.backwards is None else [self.forwards, self.backwards]
+            return fused_directions([direction.linear for direction in directions], x, lengths)
         out = self.forwards(x)[0]
         if self.backwards is None:
             return out
@@ -74,21 +79,28 @@ class RecurrentLayer(EncoderLayer):
 
 
 class RecurrentBlock(RecurrentLayer):
-    """norm -> GELU -> recurrence -> dropout."""
+    """Normalisation, GELU, a recurrent layer, dropout."""
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,
-                 norm: Norm, dropout: float, scan: ScanSpace):
+                 norm: Norm, dropout: float, scan: ScanType):
         super().__init__(input_size, hidden_size, rnn_type=rnn_type, bidirectional=bidirectional, scan=scan)
         self.norm = NORMS[norm](input_size)
         self.dropout = nn.Dropout(dropout)
 
     def recompute_in_backward(self) -> None:
-        """Refuses where normalisation keeps statistics of the batches, with a ValueError that names the flags."""
+        """Refuses batch normalisation, which keeps statistics, by a ValueError that names the flags."""
         if isinstance(self.norm, SequenceBatchNorm):
             raise ValueError("--gradient_checkpointing would count every batch twice in the statistics of "
                              "--rnn_norm batch")
         super().recompute_in_backward()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, input_size) to (B, T, directions * hidden_size)."""
+        """Returns (B, T, directions * hidden_size) of (B, T, input_size)."""
         return self.dropout(super().forward(F.gelu(self.norm(x, lengths)), lengths))
+
+    def step(self, x: Tensor, state) -> tuple[Tensor, object]:
+        """Returns outputs for the next frames of one stream, (1, T, input_size), and the state after them.
+
+        Only for a layer in one direction. `state` is what the call before returned, None at first.
+        """
+        return self.forwards(F.gelu(self.norm(x, torch.tensor([x.shape[1]]))), state)

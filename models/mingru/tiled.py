@@ -1,4 +1,4 @@
-"""minGRU's recurrence in PyTorch alone, tile of frames by tile of frames: what a CPU runs.
+"""minGRU's linear scan in PyTorch alone, tile by tile of frames: the fast path on a CPU.
 
 A tile of gates, candidates and states stays in the processor's cache, where one operation at a time costs
 little; over whole sequences the same operations would wait for memory, and fusing them by torch.compile
@@ -16,14 +16,14 @@ WIDE = 1 << 13  # elements of a frame from which a tile is stepped through frame
 
 
 def gates(kv: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """1 - z and z * c, of h_t = (1 - z) h_{t-1} + z c; over padding z is 0."""
+    """Returns 1 - z and z * c of h_t = (1 - z) h_{t-1} + z c, from (B, T, 2, H) k and v; over padding z is 0."""
     k, v = (part.to(_exact_type(part)) for part in kv.unbind(2))
     z = k.sigmoid() if valid is None else k.sigmoid().mul_(valid)
     return 1 - z, candidate(v, v.sigmoid()).mul_(z)
 
 
 def gate_gradients(v: Tensor, z: Tensor, before: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-    """dL/dk = G (c - h_{t-1}) z (1 - z) and dL/dv = G z g'(v), of G `grads` and h_{t-1} `before`."""
+    """Returns dL/dk = G (c - h_{t-1}) z (1 - z) and dL/dv = G z g'(v); G is `grads`, h_{t-1} `before`."""
     s, gz = v.sigmoid(), grads * z
     slope = torch.maximum(torch.addcmul(s, s, s, value=-1), torch.ge(v, 0, out=torch.empty_like(v)))  # g'(v)
     grad_v = slope.mul_(gz)
@@ -31,16 +31,15 @@ def gate_gradients(v: Tensor, z: Tensor, before: Tensor, grads: Tensor) -> tuple
 
 
 def candidate(v: Tensor, s: Tensor) -> Tensor:
-    """g(v), the larger of sigmoid(v) and v + 0.5, which cross at 0 alone. Overwrites s = sigmoid(v)."""
+    """Returns g(v), the larger of sigmoid(v) and v + 0.5, which cross at 0 alone. Overwrites s = sigmoid(v)."""
     return torch.maximum(s, v + 0.5, out=s)
 
 
 class TiledScan(torch.autograd.Function):
-    """(B, T, D, 2, H) projections k and v of D directions, and (B,) lengths or None, to (B, T, D, H) states.
+    """The fused scan as an autograd function. Padding has states of zero and takes no gradient.
 
-    The second direction runs from an utterance's last frame to its first. Padding has states of zero and
-    takes no gradient. With G_t the gradient that reaches h_t in all, G_t = dL/dh_t + (1 - z_{t+1}) G_{t+1}:
-    the same recurrence in the other direction.
+    With G_t the whole gradient of h_t, G_t = dL/dh_t + (1 - z_{t+1}) G_{t+1}: the same recurrence in the other
+    direction.
     """
 
     @staticmethod
@@ -79,7 +78,7 @@ class TiledScan(torch.autograd.Function):
 
 
 def tiles(kv: Tensor, lengths: Tensor | None, *, from_end: bool):
-    """Yields begin, end and the (B, end - begin, 1) share of each frame that is valid; None where all are.
+    """Yields begin, end and a (B, end - begin, 1) mask of valid frames, 1 or 0; None where all are valid.
 
     On a GPU, where launches cost more than memory, one tile is the whole sequence.
     """
@@ -98,9 +97,10 @@ def tiles(kv: Tensor, lengths: Tensor | None, *, from_end: bool):
 
 
 def advance(decay: Tensor, inputs: Tensor, state: Tensor, *, from_end: bool) -> Tensor:
-    """All h_t = decay_t h_{t-1} + inputs_t of a (B, T, H) tile, from the (B, H) state before. Overwrites both.
+    """Returns all h_t = decay_t h_{t-1} + inputs_t of a (B, T, H) tile, from the (B, H) state before it.
 
-    One operation a frame is slow where frames are narrow. There about sqrt(T) chunks advance side by side.
+    Overwrites decay and inputs. One operation per frame is slow where frames are narrow; there about sqrt(T) chunks
+    advance at once.
     """
     frames = inputs.shape[1]
     wide = inputs.device.type == "cpu" and state.numel() >= WIDE
@@ -114,7 +114,7 @@ def advance(decay: Tensor, inputs: Tensor, state: Tensor, *, from_end: bool) -> 
 
 
 def step_through(decay: Tensor, inputs: Tensor, state: Tensor, from_end: bool) -> Tensor:
-    """Frame by frame; the last state, (B, H)."""
+    """Overwrites inputs with the states, frame by frame, and returns the last one, (B, H)."""
     steps = list(zip(decay.unbind(1), inputs.unbind(1), strict=True))
     for rate, out in reversed(steps) if from_end else steps:
         state = torch.addcmul(out, rate, state, out=out)
@@ -122,9 +122,9 @@ def step_through(decay: Tensor, inputs: Tensor, state: Tensor, from_end: bool) -
 
 
 def step_chunks(decay: Tensor, inputs: Tensor, state: Tensor, from_end: bool, chunks: int) -> Tensor:
-    """Frame by frame in all chunks at once, each from a state of zero, then with the state before each chunk.
+    """Does the same in all chunks at once, each from a state of zero, and then adds the state before each chunk.
 
-    That one reaches a chunk's frame through the product of the decays up to there (Blelloch 1990).
+    That state reaches a frame of the chunk through the product of the decays up to it (Blelloch 1990).
     """
     decay, inputs = (x.unflatten(1, (chunks, -1)) for x in (decay, inputs))  # (B, chunks, steps, H)
     steps = list(zip(decay.unbind(2), inputs.unbind(2), strict=True))
@@ -142,11 +142,11 @@ def step_chunks(decay: Tensor, inputs: Tensor, state: Tensor, from_end: bool, ch
 
 
 def shifted(x: Tensor, begin: int, end: int) -> Tensor:
-    """Frames `begin` to `end` of (B, T, H), either of which may lie one beyond x's, where zeros are."""
+    """Returns frames `begin` to `end` of (B, T, H); either may lie one frame outside of x, where zeros are."""
     frames = x[:, max(begin, 0) : end]
     return F.pad(frames, (0, 0, max(-begin, 0), max(end - x.shape[1], 0)))
 
 
 def _exact_type(x: Tensor) -> torch.dtype:
-    """Of gates and states: float32, or float64 for float64."""
+    """Returns the type of gates and states: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -1,11 +1,11 @@
-"""minGRU's recurrence as one Triton kernel forward and one backward: what CUDA runs.
+"""minGRU's linear scan as one Triton kernel forward and one backward: the fast path on CUDA.
 
 A program has one utterance, one direction and BLOCK_H channels, and walks through the frames in tiles of
 BLOCK_T: it reads k and v, computes gates and candidates, scans the tile, and carries the last row on, in
 float32. The forward pass writes the states only; the backward pass reads k, v, h and dL/dh, computes the
-gates again, and writes dL/dk and dL/dv. So nothing of the sequence's length is in memory but what goes in
-and comes out. The second direction, and the backward pass of the first, begin at the utterance's own last
-frame by how frames are indexed. The forward pass reads the next tile while it scans one.
+gates again, and writes dL/dk and dL/dv. So inputs and outputs are the only tensors of the sequence's length.
+The second direction, and the backward pass of the first, begin at the utterance's own last frame by the way
+frames are indexed. The forward pass reads the next tile while it scans one.
 
 `TRITON_INTERPRET=1`, set before Triton is imported, runs the kernels on CPU tensors.
 """
@@ -22,11 +22,7 @@ OPTIONS = {"num_warps": 4, "maxnreg": 128}
 
 
 class TritonScan(torch.autograd.Function):
-    """(B, T, D, 2, H) projections k and v of D directions, and (B,) lengths or None, to (B, T, D, H) states.
-
-    The same as `TiledScan`: the second direction runs from an utterance's last frame to its first, and
-    padding has states of zero and takes no gradient.
-    """
+    """The fused scan as an autograd function. Padding has states of zero and takes no gradient."""
 
     @staticmethod
     def forward(ctx, kv: Tensor, lengths: Tensor | None) -> Tensor:
@@ -60,13 +56,13 @@ def _launch(kernel, kv: Tensor, tensors: tuple[Tensor, ...]) -> None:
 
 @triton.jit
 def _after(rate_1, input_1, rate_2, input_2):
-    """Two steps h -> rate h + input as one, the first before the second."""
+    """Joins two steps h -> rate h + input to one, the first before the second."""
     return rate_1 * rate_2, rate_2 * input_1 + input_2
 
 
 @triton.jit
 def _scan(rates, inputs, state):
-    """All h_t = rates_t h_{t-1} + inputs_t of a (BLOCK_T, BLOCK_H) tile from the state before it, and the last."""
+    """Returns all h_t = rates_t h_{t-1} + inputs_t of a (BLOCK_T, BLOCK_H) tile from the state before, and the last."""
     rates, inputs = tl.associative_scan((rates, inputs), 0, _after)
     states = rates * state[None, :] + inputs
     last = tl.arange(0, states.shape[0]) == states.shape[0] - 1
@@ -75,13 +71,13 @@ def _scan(rates, inputs, state):
 
 @triton.jit
 def _frame(step, length, from_end):
-    """The frame of a step; steps beyond the length are frames of padding."""
+    """Returns the frame of a step; steps beyond the length are frames of padding."""
     return tl.where((step < length) & from_end, length - 1 - step, step)
 
 
 @triton.jit
 def _load(pointer, frame, valid, channel, hidden, stride):
-    """(BLOCK_T, BLOCK_H) values; zeros for frames that are not valid, which cost no traffic."""
+    """Returns (BLOCK_T, BLOCK_H) values; frames that are not valid are zeros and cost no traffic."""
     mask = valid[:, None] & (channel < hidden)[None, :]
     return tl.load(pointer + frame[:, None] * stride + channel[None, :], mask=mask, other=0.0)
 
@@ -122,7 +118,7 @@ def _forward_kernel(kv, lengths, h, frames, hidden, DIRECTIONS: tl.constexpr, BL
 @triton.jit
 def _backward_kernel(kv, lengths, h, grad_h, grad_kv, frames, hidden, DIRECTIONS: tl.constexpr,
                      BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, EXACT: tl.constexpr):
-    """Against the direction: G_t = dL/dh_t + (1 - z_{t+1}) G_{t+1}, then dL/dk and dL/dv from G."""
+    """Runs against the direction: G_t = dL/dh_t + (1 - z_{t+1}) G_{t+1}, then dL/dk and dL/dv from G."""
     batch, direction = tl.program_id(0) // DIRECTIONS, tl.program_id(0) % DIRECTIONS
     channel = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     length = tl.load(lengths + batch).to(tl.int32)
