@@ -14,19 +14,13 @@ RUN := runs/$(MODEL)_demo
 
 .PHONY: demo test lint bench install clean
 
-# kenlm is compiled by pip; without a compiler everything but beam search with an n-gram works.
-HAVE_CXX := $(shell command -v c++ || command -v g++ || command -v clang++)
-WITHOUT := $(if $(HAVE_CXX),'^$$','^kenlm')
-
 install: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt requirements-demo.txt
-	@test -n "$(HAVE_CXX)" || echo "note: no C++ compiler here, so kenlm is left out"
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-		{ echo "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+		{ echo "Python 3.11 to 3.14 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	grep -hv -e '^-r' -e $(WITHOUT) requirements.txt requirements-demo.txt requirements-dev.txt > .venv/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 demo: install

@@ -367,7 +367,7 @@ def test_missing_kenlm_is_named(monkeypatch, words):
     """The Python search needs it for an n-gram; the C++ one has its own, and greedy decoding reads none."""
     monkeypatch.setitem(sys.modules, "kenlm", None)
     emissions = random_emissions(0, 5)
-    with pytest.raises(LanguageModelError, match="kenlm is not installed: pip install kenlm"):
+    with pytest.raises(LanguageModelError, match="KenLM is not installed: pip install ufal-kenlm"):
         search([emissions], DecodingOptions(decoder="beam", lm=words, decoder_backend="pyctcdecode"))
     assert search([emissions], DecodingOptions(decoder="beam", lm=words))[0]
     assert search([emissions], DecodingOptions())[0]

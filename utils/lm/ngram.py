@@ -28,7 +28,7 @@ ORDERS = range(2, 7)  # that KenLM reads, as its Python module and the CTC decod
 PACKED_TIMES = 100  # that an n-gram may unpack to more than its packed size; text packs 3 to 30 fold
 COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})")  # a line of an ARPA file's header
 BINARY = b"mmap lm http://kheafield.com/code"  # how a KenLM binary file begins
-MISSING = "kenlm is not installed: pip install kenlm (it needs a C++ compiler)"
+MISSING = "KenLM is not installed: pip install ufal-kenlm"
 
 
 class LanguageModelError(UserError):
