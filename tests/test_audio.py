@@ -9,7 +9,16 @@ import soundfile
 import torch
 from conftest import SPEECH
 
-from utils.audio import SAMPLE_RATE, AudioError, from_samples, load_audio, probe_seconds, resample
+from utils.audio import (
+    SAMPLE_RATE,
+    AudioError,
+    from_samples,
+    load_audio,
+    mix_down,
+    probe_seconds,
+    read_windows,
+    resample,
+)
 
 FORMATS = {  # extension: format, subtype, least correlation with the original
     "flac": ("FLAC", "PCM_16", 0.9999),
@@ -172,6 +181,100 @@ def test_what_follows_the_samples_does_no_harm(tmp_path, speech):
     path = write(tmp_path / "a.wav", speech)
     path.write_bytes(path.read_bytes() + b"LIST\x04\0\0\0INFO")
     assert len(load_audio(path)) == len(speech) and probe_seconds(path)
+
+
+# -- files that state less than they hold ----------------------------------------------------------
+
+
+def stating(path, size: int) -> None:
+    """Changes the size that a WAV states of its samples."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.find(b"data") + 4, size)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["wav", "float.wav", "ulaw.wav"])
+def test_a_wav_whose_recorder_was_killed_is_read(tmp_path, speech, kind):
+    """It states no samples, or those that it had when its header was written last, and that is said."""
+    path = write(tmp_path / f"a.{kind}", speech)
+    whole = load_audio(path)
+    stating(path, 0)
+    assert torch.equal(load_audio(path), whole) and probe_seconds(path) == len(whole) / SAMPLE_RATE
+    assert torch.equal(torch.cat(list(read_windows(path, step=1))), whole)
+    stating(path, 32_000)
+    for read in (load_audio, probe_seconds):
+        with pytest.raises(AudioError, match="bytes follow the samples that its header states") as error:
+            read(path)
+        assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("after", [b"", b"LIST\x04\0\0\0INFO", b"TAG" + bytes(125), bytes(5000)], ids=len)
+def test_a_wav_without_samples_stays_empty(tmp_path, after):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(0), SAMPLE_RATE)
+    path.write_bytes(path.read_bytes() + after)
+    with pytest.raises(AudioError, match="no samples"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize("second", [0, 1])
+@pytest.mark.parametrize("kind", ["flac", "wav", "ogg", "opus", "mp3"])
+def test_files_that_were_joined_byte_by_byte_are_refused(tmp_path, speech, kind, second):
+    """libsndfile would read the first one alone, and say nothing."""
+    one, two = write(tmp_path / f"a.{kind}", speech), write(tmp_path / f"b.{kind}", speech[:40_000])
+    one.write_bytes(one.read_bytes() + (one, two)[second].read_bytes())
+    for read in (load_audio, probe_seconds):
+        with pytest.raises(AudioError, match="several recordings|bytes follow") as error:
+            read(one)
+        assert_one_line(error, one)
+
+
+def without_index(path) -> bytes:
+    """An MP3 without its first frame, which holds the count of the others."""
+    data = path.read_bytes()
+    return data[data.find(b"\xff\xf3", 100) :]
+
+
+def test_an_mp3_without_an_index(tmp_path, speech):
+    """Its length follows from the bit rate where that is one; where it varies, libsndfile would guess."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, speech.numpy(), SAMPLE_RATE, bitrate_mode="CONSTANT", compression_level=0.5)
+    path.write_bytes(without_index(path))
+    assert len(load_audio(path)) == pytest.approx(len(speech), abs=2000)
+    path.write_bytes(2 * path.read_bytes())
+    assert len(load_audio(path)) == pytest.approx(2 * len(speech), abs=4000), "both of two that were joined"
+    quiet = torch.cat([speech * 1e-4, torch.randn(48_000, generator=torch.Generator().manual_seed(0)) * 0.2])
+    soundfile.write(path, quiet.numpy(), SAMPLE_RATE, bitrate_mode="VARIABLE", compression_level=0.5)
+    assert len(load_audio(path)) == len(quiet)
+    path.write_bytes(without_index(path))
+    for read in (load_audio, probe_seconds):
+        with pytest.raises(AudioError, match="a variable bit rate without an index") as error:
+            read(path)
+        assert_one_line(error, path)
+
+
+# -- parts of files, and channels ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_part_of_a_file(tmp_path, speech, kind):
+    path = write(tmp_path / f"a.{kind}", speech)
+    whole, part = load_audio(path), load_audio(path, part=(1.5, 2.25))
+    assert len(part) == 36_000
+    assert correlation(part, whole[24_000:60_000]) > (0.999 if kind != "opus" else 0.95)
+    assert len(load_audio(path, part=(len(whole) / SAMPLE_RATE - 1, 5.0))) == 16_000, "to the end, and not beyond"
+
+
+@pytest.mark.parametrize("imbalance", [1.0, 0.9])
+def test_channels_of_opposite_phase_do_not_cancel_out(tmp_path, speech, imbalance):
+    """As one wire that is connected the wrong way round makes them: their mean is silence, or nearly."""
+    samples = np.stack([speech.numpy(), -imbalance * speech.numpy()], axis=1)
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    assert torch.equal(load_audio(tmp_path / "a.wav"), speech)
+    assert torch.equal(from_samples(samples, SAMPLE_RATE), speech)
+    assert mix_down(np.zeros((100, 2), np.float32)).tolist() == [0.0] * 100
+    independent = np.random.default_rng(0).normal(0, 0.1, (1000, 2)).astype(np.float32)
+    assert np.array_equal(mix_down(independent), independent.mean(axis=1)), "the mean wherever it is louder"
 
 
 def test_errors_travel_between_processes():

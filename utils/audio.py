@@ -1,8 +1,6 @@
-"""Sound files to 16 kHz mono float32, and what can be wrong with them."""
+"""Sound files to 16 kHz mono float32."""
 
 import math
-import os
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,31 +8,17 @@ import soundfile
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, printable
+from utils.files.sound import TRUNCATED, AudioError, describe, open_sound
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
 CANCELLED = 0.01  # share of the loudest channel's power below which the mean of the channels has lost the sound
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-RATES = range(1_000, 768_001)  # Hz that a file may state: beyond are errors, and a second that becomes gigabytes
 MOST_SAMPLES = 1 << 28  # of a file that is read as one, 1 GB: 4.6 h at 16 kHz
 _PROBED = 60  # seconds at a time of a file that is read to its end
 _BLOCK = 1 << 20  # samples of all channels that are decoded at once
 _LARGEST_TABLE = 1 << 22  # weights of torchaudio's resampling; 44.1 and 16 kHz take 70,560
 _ZEROS, _ROLLOFF = 6, 0.99  # torchaudio's filter
-_STREAMED_SIZE = 0x7FFF_F000  # bytes; a WAV written to a pipe states this or more: unknown, not truncated
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile states more than this where a FLAC written to a pipe states none
-
-
-class AudioError(UserError):
-    """A sound file that cannot be used; the message is one line and begins with its path."""
-
-    def __init__(self, path, reason: str):
-        super().__init__(f"{printable(path)}: {reason}")
-        self.path, self.reason = str(path), reason
-
-    def __reduce__(self):  # so that a data worker can send it to the main process
-        return AudioError, (self.path, self.reason)
 
 
 def load_audio(path, *, part: tuple[float, float] | None = None, sample_rate: int = SAMPLE_RATE) -> Tensor:
@@ -46,7 +30,7 @@ def load_audio(path, *, part: tuple[float, float] | None = None, sample_rate: in
     Returns (S,) float32 at `sample_rate`, the channels mixed down.
     Raises AudioError for a missing, unreadable, truncated, empty or non-finite file.
     """
-    with _open(path) as sound:
+    with open_sound(path) as sound:
         first, last = 0, sound.frames
         if part is not None:
             first = min(last, round(part[0] * sound.samplerate))
@@ -65,10 +49,10 @@ def read_windows(path, *, step: int, overlap: int = 0, sample_rate: int = SAMPLE
     seconds, so that windows begin on a sample at every rate.
     Raises AudioError as `load_audio` does, where the fault stands.
     """
-    with _open(path) as sound:
+    with open_sound(path) as sound:
         read, size = 0, (step + overlap) * sound.samplerate
         kept = np.empty(0, dtype=np.float32)
-        while read < sound.frames or not read:
+        while read < sound.frames:
             fresh = _read_mono(path, sound, min(size - len(kept), sound.frames - read), read)
             read += len(fresh)
             window = np.concatenate([kept, fresh]) if len(kept) else fresh
@@ -93,13 +77,11 @@ def _read_mono(path, sound: soundfile.SoundFile, count: int, read: int) -> np.nd
         try:
             block = sound.read(wanted, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, ValueError) as error:  # ValueError: libsndfile stands beyond the end
-            raise AudioError(path, _reason(error)) from None
+            raise AudioError(path, describe(error)) from None
         left -= len(block)
         if len(block) < wanted:
             raise AudioError(path, f"truncated: {read + count - left} of {sound.frames} samples")
         blocks.append(mix_down(block))
-    if read + count == sound.frames and not _container_is_whole(path, sound):
-        raise AudioError(path, "truncated: it ends before its header says")
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *blocks])
 
 
@@ -171,92 +153,26 @@ def _resample_directly(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 
 
 def probe_seconds(path) -> float:
-    """Duration from the header, in seconds, at about a millisecond a file.
+    """Returns the duration that the header states, in seconds, in about a millisecond.
 
-    Reads the last sample too, and what the container says of its own end: both betray a
-    truncated file without decoding the whole of it. Floating-point files, the only ones that can
-    hold NaN, and those without random access (GSM) are read to their end. Raises AudioError.
+    Reads the last sample too: a truncated file is found out without decoding the whole of it. Floating-point
+    files, the only ones that can hold NaN, and those without random access (GSM) are read to their end.
+    Raises AudioError.
     """
-    with _open(path) as sound:
-        if not sound.frames:
-            raise AudioError(path, "empty: no samples")
+    with open_sound(path) as sound:
         if sound.subtype in ("FLOAT", "DOUBLE") or not sound.seekable():
             for _ in read_windows(path, step=_PROBED, sample_rate=sound.samplerate):
                 pass
-        elif not _container_is_whole(path, sound) or not _has_last_sample(sound):
-            raise AudioError(path, "truncated: it ends before its header says")
+        elif not _has_last_sample(sound):
+            raise AudioError(path, TRUNCATED)
         return sound.frames / sound.samplerate
-
-
-def _open(path) -> soundfile.SoundFile:
-    if not os.path.isfile(path):  # False, unlike Path.is_file, for a name that the system refuses
-        raise AudioError(path, "no such file" if not os.path.exists(path) else "not a file")
-    if not os.access(path, os.R_OK):
-        raise AudioError(path, "not readable (permission denied)")
-    if not os.path.getsize(path):
-        raise AudioError(path, "empty: 0 bytes")
-    try:
-        sound = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        raise AudioError(path, f"not audio that can be read ({_reason(error)})") from None
-    fault = _fault_in_header(sound)
-    if fault:
-        sound.close()
-        raise AudioError(path, fault)
-    return sound
-
-
-def _fault_in_header(sound: soundfile.SoundFile) -> str:
-    if sound.frames > _UNKNOWN_FRAMES or sound.frames < 0:
-        return "its header does not state its length: encode it again, to a file"
-    if sound.samplerate not in RATES:
-        return f"its header states {sound.samplerate:,} Hz, not {RATES.start:,} to {RATES.stop - 1:,}"
-    return ""
-
-
-def _container_is_whole(path, sound: soundfile.SoundFile) -> bool:
-    if sound.format == "OGG":
-        return _last_ogg_page_ends_stream(path)
-    return sound.format not in ("WAV", "WAVEX", "RF64") or not _states_more_bytes(sound.extra_info)
 
 
 def _has_last_sample(sound: soundfile.SoundFile) -> bool:
     if sound.format == "OGG":
-        return True  # its last page says so, and going there is slow
+        return True  # its pages have been looked at, and going there is slow
     try:
         sound.seek(sound.frames - 1)
         return len(sound.read(1)) == 1
     except (soundfile.LibsndfileError, ValueError):  # ValueError: it went beyond the end
         return False
-
-
-def _states_more_bytes(extra_info: str) -> bool:
-    """Whether libsndfile's log has the line `data : STATED (should be FOUND)`, FOUND the smaller.
-
-    An RF64 file states frames in its `ds64` chunk, and the log says where they are not all there.
-    """
-    if "does not match value from 'ds64' chunk" in extra_info:
-        return True
-    stated = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", extra_info, flags=re.MULTILINE)
-    return bool(stated) and _STREAMED_SIZE > int(stated[1]) > int(stated[2])
-
-
-def _last_ogg_page_ends_stream(path) -> bool:
-    """Whether the last page (RFC 3533, section 6) is marked as the last and is all there.
-
-    After `OggS`, byte 5 has bit 4 set on the last page; byte 26 counts the segments, whose sizes follow.
-    """
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 65_536))
-        tail = file.read()
-    start = tail.rfind(b"OggS")
-    page = tail[start:]
-    if start < 0 or len(page) < 27 or not page[5] & 4:
-        return False
-    sizes = page[27 : 27 + page[26]]
-    return len(page) >= 27 + page[26] + sum(sizes)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or str(error)
-    return " ".join(text.split()).rstrip(".").lower() or "unknown error"

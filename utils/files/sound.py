@@ -1,0 +1,259 @@
+"""Sound files from anywhere, opened only where libsndfile will read all of their sound.
+
+libsndfile believes headers. It reads nothing of a WAV whose recorder was killed before it stated a size, and of
+files that were joined byte by byte it reads the first, without a word. Here each container is looked through first.
+"""
+
+import io
+import os
+from functools import partial
+from typing import BinaryIO
+
+import soundfile
+
+from utils.errors import UserError, printable
+
+RATES = range(1_000, 768_001)  # Hz that a file may state: beyond are errors, and a second that becomes gigabytes
+TRUNCATED = "truncated: it ends before its header says"
+CONVERT = "convert it, by ffmpeg for example"
+JOINED = f"several recordings one after the other, of which only the first would be read: {CONVERT}"
+_STREAMED = 0x7FFF_F000  # bytes; a WAV written to a pipe states this or more: unknown, not truncated
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile states more than this where a FLAC written to a pipe states none
+_TAIL = 256  # bytes after the last chunk that may be anything
+_BLOCK = 1 << 20  # bytes
+_RIFF, _MOST_CHUNKS = (b"RIFF", b"RIFX", b"RF64"), 1000
+_MPEG_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of layer III
+_MPEG_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_DELAY = 4  # MP3 frames that encoders add and decoders take away
+
+
+class AudioError(UserError):
+    """A sound file that cannot be used; the message is one line and begins with its path."""
+
+    def __init__(self, path, reason: str):
+        super().__init__(f"{printable(path)}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self):  # so that a data worker can send it to the main process
+        return AudioError, (self.path, self.reason)
+
+
+def open_sound(path) -> soundfile.SoundFile:
+    """Opens a file for reading. Raises AudioError where it is no file, no sound, or not all of it would be read."""
+    if not os.path.isfile(path):  # False, unlike Path.is_file, for a name that the system refuses
+        raise AudioError(path, "no such file" if not os.path.exists(path) else "not a file")
+    if not os.access(path, os.R_OK):
+        raise AudioError(path, "not readable (permission denied)")
+    if not os.path.getsize(path):
+        raise AudioError(path, "empty: 0 bytes")
+    try:
+        with open(path, "rb") as file:
+            sound = soundfile.SoundFile(_check_wav(path, file) or path)
+            fault = _fault_in_header(sound, path) or _CHECKS.get(sound.format, lambda *_: "")(file, sound)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise AudioError(path, f"not audio that can be read ({describe(error)})") from None
+    if fault:
+        sound.close()
+        raise AudioError(path, fault)
+    return sound
+
+
+def describe(error: Exception) -> str:
+    """Returns what libsndfile says, in one line."""
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.split()).rstrip(".").lower() or "unknown error"
+
+
+def _fault_in_header(sound: soundfile.SoundFile, path) -> str:
+    if sound.frames > _UNKNOWN_FRAMES or sound.frames < 0:
+        return "its header does not state its length: encode it again, to a file"
+    if sound.samplerate not in RATES:
+        return f"its header states {sound.samplerate:,} Hz, not {RATES.start:,} to {RATES.stop - 1:,}"
+    if not sound.frames and os.path.getsize(path) > _TAIL:
+        return f"its header states no samples, though it has {os.path.getsize(path):,} bytes: {CONVERT}"
+    return "" if sound.frames else "empty: no samples"
+
+
+# -- WAV: chunks, each a name, a size and so many bytes --------------------------------------------
+
+
+class _Streamed(io.FileIO):
+    """A WAV that states an unknown size of its samples, as if it had been written to a pipe."""
+
+    def __init__(self, path, samples: int):
+        super().__init__(path)
+        self.size_at = samples - 4
+
+    def readinto(self, buffer) -> int:
+        begin = self.tell()
+        count = super().readinto(buffer)
+        for at in range(max(begin, self.size_at), min(begin + count, self.size_at + 4)):
+            memoryview(buffer).cast("B")[at - begin] = 0xFF
+        return count
+
+
+def _check_wav(path, file: BinaryIO) -> _Streamed | None:
+    """Returns the file as a streamed one where its recorder was killed before it stated a size, else None.
+
+    Raises AudioError where it is not all there, or goes on after the samples that it states.
+    """
+    samples, stated = _find_wav_samples(file)
+    size = os.path.getsize(path)
+    if not samples or stated == _STREAMED:
+        return None
+    if samples + stated > size:
+        raise AudioError(path, TRUNCATED)
+    after = _count_after_chunks(file, samples + stated + stated % 2, size)
+    if after and not stated:
+        return _Streamed(path, samples)
+    if after > _TAIL:
+        raise AudioError(path, f"{after:,} bytes follow the samples that its header states: "
+                               "`ffmpeg -ignore_length 1 -i` reads them as well")
+    return None
+
+
+def _find_wav_samples(file: BinaryIO) -> tuple[int, int]:
+    """Returns where the samples begin and how many bytes they are said to have, _STREAMED where that is unknown.
+
+    Returns (0, 0) where the file is no WAV.
+    """
+    riff, large = file.read(12), None
+    if riff[:4] not in _RIFF or riff[8:] != b"WAVE":
+        return 0, 0
+    for _ in range(_MOST_CHUNKS):
+        name, size = file.read(4), int.from_bytes(file.read(4), "big" if riff.startswith(b"RIFX") else "little")
+        begin = file.tell()
+        if name == b"data":
+            if large is not None and size == 0xFFFF_FFFF:
+                return begin, large
+            return begin, min(size, _STREAMED)
+        if name == b"ds64":
+            large = int.from_bytes(file.read(16)[8:], "little")
+        file.seek(begin + size + size % 2)
+    return 0, 0
+
+
+def _count_after_chunks(file: BinaryIO, begin: int, size: int) -> int:
+    """Returns how many bytes from `begin` on belong to no chunk, tag or padding."""
+    for _ in range(_MOST_CHUNKS):
+        file.seek(begin)
+        name, length = file.read(4), int.from_bytes(file.read(4), "little")
+        end = begin + 8 + length + length % 2
+        if name in _RIFF or not (name.isascii() and name.decode().isprintable()) or end > size + 1:
+            break
+        begin = end
+    file.seek(max(0, begin))
+    if file.read(3) in (b"ID3", b"TAG"):
+        return 0
+    file.seek(begin)
+    blocks = iter(partial(file.read, _BLOCK), b"")
+    return size - begin if any(block.count(0) < len(block) for block in blocks) else 0
+
+
+# -- Ogg, FLAC and MP3: files that were joined byte by byte ------------------------------------------
+
+
+def _check_ogg(file: BinaryIO, _) -> str:
+    """Returns what is wrong with the pages of a file (RFC 3533, section 6), or nothing.
+
+    After `OggS`, byte 5 has bit 1 set on the first page of a stream and bit 2 on its last one; byte 26 counts the
+    segments, whose sizes follow.
+    """
+    at, end, inside, ends = 0, 0, False, False
+    while at >= 0:
+        file.seek(at)
+        header = file.read(27)
+        if not header.startswith(b"OggS"):
+            at = _find(file, b"OggS", at)
+            continue
+        sizes = file.read(header[26]) if len(header) == 27 else b""
+        if len(sizes) < header[-1]:
+            return TRUNCATED
+        if header[5] & 2 and inside:
+            return JOINED
+        inside, ends = inside or not header[5] & 2, bool(header[5] & 4)
+        at = end = file.tell() + sum(sizes)
+    return "" if ends and end <= os.fstat(file.fileno()).st_size else TRUNCATED
+
+
+def _check_flac(file: BinaryIO, _) -> str:
+    """Returns what is to be said where another file begins within this one: by its mark and its first block's size."""
+    at = _find(file, b"fLaC", 0)
+    while (at := _find(file, b"fLaC", at + 4)) >= 0:
+        file.seek(at + 4)
+        if file.read(4) in (b"\0\0\0\x22", b"\x80\0\0\x22"):
+            return JOINED
+    return ""
+
+
+def _check_mp3(file: BinaryIO, sound: soundfile.SoundFile) -> str:
+    """Returns what is to be said where libsndfile believes an index (`Xing` or `Info`) that counts fewer frames.
+
+    Without an index it takes the first frame's bit rate for that of all.
+    """
+    count, samples, indexed = _count_mp3_frames(file)
+    seconds = (count * samples - sound.frames) / sound.samplerate
+    close = _MP3_DELAY * samples / sound.samplerate
+    if indexed and seconds > close:
+        return JOINED
+    if not indexed and count and abs(seconds) > close:
+        return f"a variable bit rate without an index, so that its length is not known: {CONVERT}"
+    return ""
+
+
+def _count_mp3_frames(file: BinaryIO) -> tuple[int, int, bool]:
+    """Returns the frames, the samples of each, and whether the first one is an index."""
+    at, count, samples, indexed = 0, 0, 0, False
+    while at is not None:
+        file.seek(at)
+        header = file.read(10)
+        if header.startswith(b"ID3"):
+            at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(header[6:], (21, 14, 7, 0), strict=False))
+        elif size := _mp3_frame_size(header):
+            if not count:
+                samples = 1152 if header[1] & 8 else 576
+                file.seek(at)
+                indexed = any(mark in file.read(size) for mark in (b"Xing", b"Info"))
+            count, at = count + 1, at + size
+        else:
+            at = _next_mp3_frame(file, at)
+    return count, samples, indexed
+
+
+def _mp3_frame_size(header: bytes) -> int:
+    """Returns the bytes of the layer III frame that begins so (ISO 11172-3, 2.4.1.3); 0 where none does."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version, kilobits, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or rate == 3 or kilobits in (0, 15):
+        return 0
+    first = version == 3  # MPEG 1; else MPEG 2 or 2.5, of half and a quarter of its sample rates
+    hertz = (44_100, 48_000, 32_000)[rate] >> (3 - version + 1) // 2
+    return (144 if first else 72) * (_MPEG_1 if first else _MPEG_2)[kilobits] * 1000 // hertz + (header[2] >> 1 & 1)
+
+
+def _next_mp3_frame(file: BinaryIO, at: int) -> int | None:
+    """Returns where two frames follow each other next, within a megabyte; None where nothing more is found."""
+    file.seek(at)
+    block = file.read(_BLOCK)
+    begin = 0
+    while (begin := block.find(b"\xff", begin + 1)) >= 0:
+        size = _mp3_frame_size(block[begin : begin + 4])
+        if size and _mp3_frame_size(block[begin + size : begin + size + 4]):
+            return at + begin
+    return None
+
+
+def _find(file: BinaryIO, mark: bytes, begin: int) -> int:
+    """Returns where `mark` is next, -1 where it is not."""
+    file.seek(begin)
+    before = b""
+    while block := file.read(_BLOCK):
+        window = before + block
+        if (at := window.find(mark)) >= 0:
+            return begin - len(before) + at
+        begin, before = begin + len(block), window[-len(mark) + 1 :]
+    return -1
+
+
+_CHECKS = {"OGG": _check_ogg, "FLAC": _check_flac, "MP3": _check_mp3}  # by libsndfile's name of the format
