@@ -29,7 +29,7 @@ from data.librispeech import URL
 from data.options import DataOptions, TrainingDataOptions
 from models import Recognizer
 from utils.audio import SAMPLE_RATE
-from utils.checkpoint.reading import average_checkpoints, best_checkpoints
+from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
 from utils.cli.parser import (
     OneLineParser,
     add_constructor_flags,

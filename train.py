@@ -21,7 +21,8 @@ from data.options import TrainingDataOptions
 from models import Recognizer
 from models.components.checkpointing import EncoderLayer
 from models.optim import OptimizerConfig
-from utils.checkpoint.reading import newest_checkpoint, read_resumable, write_averaged
+from utils.checkpoint.averaging import write_averaged
+from utils.checkpoint.reading import newest_checkpoint, read_resumable
 from utils.cli.parser import (
     OneLineParser,
     add_constructor_flags,

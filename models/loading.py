@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from utils.checkpoint.reading import CheckpointError, read_checkpoint
+from utils.checkpoint.reading import CheckpointError, network_weights, read_checkpoint
 
 
 def load_network(path, build: Callable[..., nn.Module], models: Container[str]) -> nn.Module:
@@ -23,8 +23,7 @@ def load_network(path, build: Callable[..., nn.Module], models: Container[str]) 
     config = checkpoint["recognizer"]
     if config["model"] not in models:
         raise CheckpointError(path, f"holds a model {config['model']!r}, which this version does not have")
-    weights = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()
-               if key.startswith("network.")}
+    weights = network_weights(checkpoint)
     try:
         with torch.device("meta"), _WithoutInitialization():  # shapes alone: a file may state a network of any size
             check_shapes(build(**config).state_dict(), weights)

@@ -12,7 +12,8 @@ from conftest import CORPUS, ROOT, tiny_network
 import evaluate
 from models import Recognizer
 from utils.audio import load_audio
-from utils.checkpoint.reading import CheckpointError, average_checkpoints, best_checkpoints
+from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
+from utils.checkpoint.reading import CheckpointError
 from utils.decoding.ctc import greedy_decode
 from utils.metrics import count_errors
 

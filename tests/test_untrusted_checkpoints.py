@@ -19,8 +19,10 @@ import evaluate
 import inference
 import train
 from models import Recognizer, Transcriber
-from utils.checkpoint import reading as checkpoint_module
-from utils.checkpoint.reading import CheckpointError, average_checkpoints, export, read_checkpoint, read_resumable
+from utils.checkpoint import __main__ as checkpoint_module
+from utils.checkpoint.__main__ import export
+from utils.checkpoint.averaging import average_checkpoints
+from utils.checkpoint.reading import CheckpointError, read_checkpoint, read_resumable
 from utils.lm import commands as lm
 
 VARIANT = "mingru"

@@ -1,28 +1,79 @@
-"""What a checkpoint's file may hold, looked at before torch makes anything of it, and again after.
+"""Checks of files that anybody may have made, before and after torch reads them.
 
-`torch.load(weights_only=True)` runs no foreign code, but it still builds what the file asks for, such as a
-bytearray of a terabyte, and unpacks what is packed. Checkpoints of this project need little of that.
+`torch.load(weights_only=True)` runs no foreign code, but it builds what the file asks for, such as a
+bytearray of a terabyte, and decompresses what is compressed. Checkpoints of this project need little of that.
 """
 
+import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import torch
 from torch import Tensor
+
+from utils.errors import printable
 
 KNOWN = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_tensor_v2")
 PLAIN = {"GLOBAL", "REDUCE", "BUILD", "PERSID"}  # of the opcodes that name or call something, those that may be there
 CALLING = PLAIN | {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-LARGEST_NUMBER = 100_000  # of a network's options: sizes, milliseconds, counts
+LARGEST_NUMBER = 100_000  # in a network's options: sizes, milliseconds, counts
+DAMAGE = (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, AssertionError,
+          ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile)  # what readers make of damaged bytes
+FOREIGN = "not a checkpoint of this project"
 
 
 class ValidationError(ValueError):
-    """Why a file is not taken, without its path."""
+    """The reason why a file is refused, without its path."""
 
 
-def check_archive(path) -> None:
-    """Looks at the zip archive that torch.save writes. Raises ValidationError, OSError, and what zipfile raises."""
+def load_untrusted(path) -> dict:
+    """Returns what torch.save wrote, on the CPU, in no more memory than the file has bytes; no code in it is run.
+
+    Raises ValidationError.
+    """
+    try:
+        _check_archive(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(content, Path(path).stat().st_size)
+    except ValidationError:
+        raise
+    except pickle.UnpicklingError:
+        raise ValidationError(f"{FOREIGN}: it holds more than plain values") from None
+    except DAMAGE as error:
+        raise ValidationError(f"not a checkpoint, or damaged ({printable(str(error) or 'cut off', 120)})") from None
+    return content
+
+
+def check_network(checkpoint) -> None:
+    """Raises ValidationError unless a checkpoint holds a model's name with plain options, and tensors by name."""
+    recognizer, state_dict = (checkpoint.get(key) if isinstance(checkpoint, dict) else None
+                              for key in ("recognizer", "state_dict"))
+    if not isinstance(recognizer, dict) or not isinstance(recognizer.get("model"), str):
+        raise ValidationError(f"{FOREIGN} (train.py writes those)")
+    if not isinstance(state_dict, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                                   for name, value in state_dict.items()):
+        raise ValidationError(f"{FOREIGN} (train.py writes those)")
+    for name, value in recognizer.items():
+        if not isinstance(name, str) or not _is_option(value):
+            raise ValidationError(f"damaged: no network has such an option {str(name)[:40]!r}")
+
+
+def _is_option(value) -> bool:
+    """Returns whether this is a text, a truth value, a finite number that a size may have, or a list of these."""
+    if isinstance(value, list):
+        return len(value) <= LARGEST_NUMBER and not any(isinstance(one, list) for one in value) and all(
+            map(_is_option, value))
+    if isinstance(value, int | float):
+        return -LARGEST_NUMBER <= value <= LARGEST_NUMBER  # False for NaN
+    return value is None or isinstance(value, str)
+
+
+def _check_archive(path) -> None:
+    """Checks the zip archive that torch.save writes. Raises ValidationError, OSError, and what zipfile raises."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         archive.fp.seek(0, 2)
@@ -38,10 +89,10 @@ def _check_pickle(content: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in CALLING - PLAIN or (opcode.name == "GLOBAL" and not KNOWN.fullmatch(argument)):
             named = f" ({argument.replace(' ', '.')[:60]})" if isinstance(argument, str) else ""
-            raise ValidationError(f"not a checkpoint of this project: it holds more than plain values{named}")
+            raise ValidationError(f"{FOREIGN}: it holds more than plain values{named}")
 
 
-def check_tensors(content, size: int) -> None:
+def _check_tensors(content, size: int) -> None:
     """Raises ValidationError where the tensors in nested `content` take more than the `size` bytes of their file.
 
     A tensor may state any shape over a single number.
@@ -57,7 +108,7 @@ def check_tensors(content, size: int) -> None:
 
 
 def _tensors(content) -> Iterator[Tensor]:
-    """Every tensor in dictionaries, lists and tuples, however deep, which may hold themselves."""
+    """Yields every tensor in dictionaries, lists and tuples, however deep, which may hold themselves."""
     waiting, seen = [content], set()
     while waiting:
         one = waiting.pop()
@@ -66,25 +117,3 @@ def _tensors(content) -> Iterator[Tensor]:
         elif isinstance(one, dict | list | tuple) and id(one) not in seen:
             seen.add(id(one))
             waiting += one.values() if isinstance(one, dict) else one
-
-
-def check_network(recognizer, state_dict) -> None:
-    """Raises ValidationError where these are no model's name with plain options, and no tensors by name."""
-    if not isinstance(recognizer, dict) or not isinstance(recognizer.get("model"), str):
-        raise ValidationError("not a checkpoint of this project (train.py writes those)")
-    if not isinstance(state_dict, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
-                                                   for name, value in state_dict.items()):
-        raise ValidationError("not a checkpoint of this project (train.py writes those)")
-    for name, value in recognizer.items():
-        if not isinstance(name, str) or not _is_option(value):
-            raise ValidationError(f"damaged: no network has such an option {str(name)[:40]!r}")
-
-
-def _is_option(value) -> bool:
-    """A text, a truth value, a finite number that a size may have, or a list of these."""
-    if isinstance(value, list):
-        return len(value) <= LARGEST_NUMBER and not any(isinstance(one, list) for one in value) and all(
-            map(_is_option, value))
-    if isinstance(value, int | float):
-        return -LARGEST_NUMBER <= value <= LARGEST_NUMBER  # False for NaN
-    return value is None or isinstance(value, str)

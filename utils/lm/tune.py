@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from utils.checkpoint.validation import check_archive, check_tensors
+from utils.checkpoint.validation import load_untrusted
 from utils.cli.parser import UsageError
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
@@ -118,9 +118,7 @@ def _emissions_file(args) -> Iterator[Path]:
 def read_emissions(path: Path) -> Emissions:
     """What `evaluate.py --save_emissions` wrote, or anything of its form. Raises UsageError."""
     try:
-        check_archive(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        check_tensors(saved, path.stat().st_size)
+        saved = load_untrusted(path)
         tokenizer = build_tokenizer(**saved["tokenizer"])
         texts = [one["text"] for one in saved["utterances"]]
         log_probs = [one["log_probs"].float() for one in saved["utterances"]]
