@@ -166,7 +166,9 @@ def readable(paths: list[str]) -> Iterator[dict[str, str]]:
 
 def stream(transcriber: Transcriber) -> None:
     """Text as it comes, of standard input. Raises UsageError where the network cannot."""
-    from models.inference.streaming import StreamingError, StreamingRecognizer, read_stream
+    from models.components.streaming import StreamingError
+    from models.inference.streaming import StreamingRecognizer
+    from utils.wav import read_stream
 
     try:
         recognizer = StreamingRecognizer(transcriber.network)

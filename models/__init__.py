@@ -1,4 +1,4 @@
-"""The recognisers. A new one is one file with a `Recognizer` subclass, imported here, and a config."""
+"""The networks. A new one is one file with a subclass of `Recognizer`, its import here, and a config."""
 
 from models.deepspeech2 import DeepSpeech2
 from models.inference.transcriber import Transcriber

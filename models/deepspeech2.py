@@ -11,8 +11,9 @@ row convolution (3.7) is `LookaheadConv`.
 from torch import Tensor, nn
 
 from models.components.convolution import ConvFrontend, LookaheadConv
-from models.components.masks import mask_frames
+from models.components.masks import Lengths, mask_frames
 from models.components.recurrent import Norm, RecurrentBlock, RNNType
+from models.components.streaming import StreamingEncoder, StreamingError
 from models.ctc import CTCRecognizer, Encoding
 from models.mingru.layer import ScanType
 
@@ -62,6 +63,14 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
             x = self.lookahead(x, lengths)
         return Encoding(mask_frames(x, lengths), lengths, local)
 
-    def output_lengths(self, frames):
-        """Returns the output frames of `frames` feature frames, a tensor or an int."""
+    def output_lengths(self, frames: Lengths) -> Lengths:
+        """Returns the output frames of `frames` feature frames."""
         return self.cnn.output_length(frames)
+
+    def streaming_encoder(self) -> StreamingEncoder:
+        """Returns the encoder of one stream. Raises StreamingError that names the flags that the training lacked."""
+        flags = ["--no-bidirectional"] if self.rnn[0].backwards is not None else []
+        flags += ["--feature_norm global"] if self.features.feature_norm == "utterance" else []
+        if flags:
+            raise StreamingError(f"this network needs the whole recording; train with {' '.join(flags)}")
+        return StreamingEncoder(self)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.components.attention import AttentionType, near_diagonal
-from models.components.masks import length_mask
+from models.components.masks import Lengths, length_mask
 from models.ctc import ctc_loss
 from models.listener import Frontend, Listener, ListenerOutput
 from models.recognizer import Recognizer
@@ -234,6 +234,6 @@ class LAS(Recognizer, name="las"):
             views["posteriors"] = [p[:t] for p, t in zip(*self.ctc_log_probs(encoding), strict=True)]
         return views
 
-    def output_lengths(self, frames):
-        """Returns the CTC frames of `frames` feature frames, a tensor or an int."""
+    def output_lengths(self, frames: Lengths) -> Lengths:
+        """Returns the CTC frames of `frames` feature frames."""
         return self.listener.output_length(frames)

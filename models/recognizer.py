@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.components.features import FeatureType, build_features
 from models.components.features.base import FeatureNorm
+from models.components.masks import Lengths
 from models.components.specaugment import SpecAugment
 from models.loading import load_network
 from utils.decoding.options import Decoder, DecodingOptions
@@ -71,8 +72,8 @@ class Recognizer(nn.Module, ABC):
         """Returns the encoder output of (B, S) samples and (B,) counts, for the other methods; augments in training."""
 
     @abstractmethod
-    def output_lengths(self, frames):
-        """Returns the CTC frames of `frames` feature frames (a tensor or an int), by the layers' own arithmetic."""
+    def output_lengths(self, frames: Lengths) -> Lengths:
+        """Returns the CTC frames of `frames` feature frames, by the layers' own arithmetic."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -7,37 +7,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
-from models.components.masks import length_mask, mask_frames
+from models.components.masks import Lengths, length_mask, mask_frames
 
 
-def conv_length(lengths, kernel: int, stride: int, padding: int):
-    """Output positions of a convolution over `lengths` (a tensor or an int) inputs."""
-    return (lengths + 2 * padding - kernel) // stride + 1
-
-
-def halve(lengths):
-    """Pairs of neighbours, a last odd one by itself: half of `lengths` (a tensor or an int), rounded up."""
-    return conv_length(lengths + 1, kernel=2, stride=2, padding=0)
+def halve(lengths: Lengths) -> Lengths:
+    """Returns half of `lengths`, rounded up."""
+    return (lengths + 1) // 2
 
 
 class MaskedConv2d(nn.Conv2d):
-    """3x3 convolution, padding 1, to which frames beyond an utterance's length are zeros."""
+    """3x3 convolution with padding 1 that reads zeros beyond each utterance's length."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1):
         super().__init__(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, C, T, F) with T `lengths` to (B, C', T', F')."""
+        """Returns (B, C', T', F') of (B, C, T, F) with (B,) lengths."""
         mask = length_mask(lengths, x.shape[2])[:, None, :, None]  # (B, 1, T, 1)
         return super().forward(x * mask.to(x.dtype))  # on a CPU several times as fast as filling by a mask
 
-    def output_length(self, lengths):
-        """Frames after this layer, for a tensor of frame counts or one int."""
-        return conv_length(lengths, self.kernel_size[0], self.stride[0], self.padding[0])
+    def output_length(self, lengths: Lengths) -> Lengths:
+        """Returns the frames after this layer."""
+        return (lengths - 1) // self.stride[0] + 1
 
 
 class ConvStem(nn.Module):
-    """One or two stride-2 convolutions over time and frequency: time stride 2 or 4."""
+    """One or two stride-2 convolutions over time and frequency, for a time stride of 2 or 4."""
 
     def __init__(self, channels: int, time_stride: int):
         super().__init__()
@@ -47,22 +42,22 @@ class ConvStem(nn.Module):
         self.convs = nn.ModuleList(MaskedConv2d(count, channels, stride=2) for count in inputs)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F) features to (B, C, T', F') and their (B,) lengths."""
+        """Returns (B, C, T', F') of (B, T, F) features, and their (B,) lengths."""
         x = features[:, None]
         for i, conv in enumerate(self.convs):
             x = conv(F.gelu(x) if i else x, lengths)
             lengths = conv.output_length(lengths)
         return x, lengths
 
-    def output_length(self, length):
-        """The same arithmetic along time or frequency, for a tensor or an int."""
+    def output_length(self, length: Lengths) -> Lengths:
+        """Returns the outputs along time or frequency of `length` inputs."""
         for conv in self.convs:
             length = conv.output_length(length)
         return length
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block (He et al. 2016): twice norm, GELU, dropout, convolution."""
+    """Pre-activation residual block (He et al. 2016): norm, GELU, dropout and convolution, twice."""
 
     def __init__(self, channels: int, features: int, dropout: float):
         super().__init__()
@@ -71,7 +66,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, C, T, F) to the same shape."""
+        """Returns the block's output for (B, C, T, F) with (B,) lengths, of the same shape."""
         residual = x
         for norm, conv in zip(self.norms, self.convs, strict=True):
             x = conv(self.dropout(F.gelu(norm(x))), lengths)
@@ -79,7 +74,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvFrontend(EncoderLayer):
-    """The convolutional front end of both models: a strided stem, then residual blocks."""
+    """A strided stem, then residual blocks."""
 
     def __init__(self, channels: int, n_mels: int, blocks: int, *, time_stride: int, dropout: float):
         super().__init__()
@@ -90,19 +85,19 @@ class ConvFrontend(EncoderLayer):
         self.outputs = channels * bins
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F) features to (B, T', outputs) and their (B,) lengths."""
+        """Returns (B, T', outputs) of (B, T, F) features, and their (B,) lengths."""
         x, lengths = self.stem(features, lengths)  # (B, C, T', F')
         for block in self.blocks:
             x = block(x, lengths)
         return x.transpose(1, 2).flatten(2), lengths
 
-    def output_length(self, frames):
-        """Frames after the stem, for a tensor of counts or an int."""
+    def output_length(self, frames: Lengths) -> Lengths:
+        """Returns the frames after the stem."""
         return self.stem.output_length(frames)
 
 
 class VGG(EncoderLayer):
-    """Four 3x3 convolutions, time and frequency halved by pooling after every second (Hori et al. 2017)."""
+    """Four 3x3 convolutions with pooling by 2 over time and frequency after every second one (Hori et al. 2017)."""
 
     def __init__(self, channels: int, n_mels: int):
         super().__init__()
@@ -111,7 +106,7 @@ class VGG(EncoderLayer):
         self.outputs = 2 * channels * self.output_length(n_mels)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F) features to (B, T', outputs) and their (B,) lengths."""
+        """Returns (B, T', outputs) of (B, T, F) features, and their (B,) lengths."""
         x = features[:, None]
         for first, second in zip(self.convs[::2], self.convs[1::2], strict=True):
             x = F.relu(second(F.relu(first(x, lengths)), lengths))
@@ -120,15 +115,15 @@ class VGG(EncoderLayer):
         return x.transpose(1, 2).flatten(2), lengths
 
     @staticmethod
-    def output_length(length):
-        """The same arithmetic along time or frequency, for a tensor or an int."""
+    def output_length(length: Lengths) -> Lengths:
+        """Returns the outputs along time or frequency of `length` inputs."""
         return halve(halve(length))
 
 
 class LookaheadConv(nn.Module):
     """Row convolution (Amodei et al. 2015, section 3.7): r_t = sum_{j=0..context} w_j * h_{t+j}.
 
-    It gives a unidirectional network `context` frames of the future, one filter a feature.
+    It gives a unidirectional network `context` frames of the future, by one filter per feature.
     """
 
     def __init__(self, features: int, context: int):
@@ -137,6 +132,6 @@ class LookaheadConv(nn.Module):
         self.conv = nn.Conv1d(features, features, context + 1, groups=features, bias=False)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, H) to the same shape; frames beyond the utterance count as zeros."""
+        """Returns (B, T, H) of the same shape; frames beyond each length count as zeros."""
         padded = F.pad(mask_frames(x, lengths).transpose(1, 2), (0, self.context))  # (B, H, T + context)
         return self.conv(padded).transpose(1, 2)

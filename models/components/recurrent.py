@@ -103,4 +103,4 @@ class RecurrentBlock(RecurrentLayer):
 
         Only for a layer in one direction. `state` is what the call before returned, None at first.
         """
-        return self.forwards(F.gelu(self.norm(x, torch.tensor([x.shape[1]]))), state)
+        return self.forwards(F.gelu(self.norm(x, torch.tensor([x.shape[1]], device=x.device))), state)

@@ -1,11 +1,11 @@
-"""SpecAugment (Park et al. 2019): time and frequency masks over log-mel features."""
+"""SpecAugment (Park et al. 2019, arXiv:1904.08779): time and frequency masks over features."""
 
 import torch
 from torch import Tensor, nn
 
 
 class SpecAugment(nn.Module):
-    """Frequency and time masks, drawn on the device for every utterance; only while training.
+    """Frequency and time masks, drawn on the device for each utterance, in training only.
 
     A time mask starts anywhere in the utterance's own frames and is at most `time_width` frames
     and at most `time_share / time_masks` of the utterance: the policy's cap `p`, here on the
@@ -20,23 +20,23 @@ class SpecAugment(nn.Module):
         self.time_masks, self.time_width, self.time_share = time_masks, time_width, time_share
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, F) and (B,) lengths to (B, T, F); `features` itself is left as it was."""
+        """Returns masked (B, T, F) features with (B,) lengths; `features` itself is left as it was."""
         if not self.training:
             return features
         batch, frames, bins = features.shape
-        hidden = torch.zeros(batch, frames, bins, dtype=torch.bool, device=features.device)
+        masked = torch.zeros(batch, frames, bins, dtype=torch.bool, device=features.device)
         if self.freq_masks:
             extent = torch.full_like(lengths, bins)
             widest = torch.full_like(lengths, min(self.freq_width, bins))
-            hidden |= _draw_masks(self.freq_masks, widest, extent, bins)[:, None, :]
+            masked |= _draw_masks(self.freq_masks, widest, extent, bins)[:, None, :]
         if self.time_masks:
             capped = (lengths * (self.time_share / self.time_masks)).long().clamp(max=self.time_width)
-            hidden |= _draw_masks(self.time_masks, capped, lengths, frames)[:, :, None]
-        return features.masked_fill(hidden, 0.0)
+            masked |= _draw_masks(self.time_masks, capped, lengths, frames)[:, :, None]
+        return features.masked_fill(masked, 0.0)
 
 
 def _draw_masks(count: int, widest: Tensor, extent: Tensor, size: int) -> Tensor:
-    """(B, size) booleans: `count` spans of 0..widest positions within the first `extent`."""
+    """Returns (B, size) booleans: `count` spans of 0 to `widest` positions each, within the first `extent`."""
     draws = torch.rand(2, len(extent), count, device=extent.device)
     width = (draws[0] * (widest[:, None] + 1)).long()  # (B, count), uniform over 0..widest
     start = (draws[1] * (extent[:, None] - width + 1)).long()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.components.masks import length_mask
+from models.components.masks import Lengths, length_mask
 from utils.audio import SAMPLE_RATE
 
 FeatureNorm = Literal["utterance", "global", "none"]
@@ -41,8 +41,8 @@ class Features(nn.Module, ABC):
         """Follows the network to its device, but stays float32 where its weights become less."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
-    def lengths(self, sample_counts):
-        """Returns the frames of `sample_counts` samples, a tensor or an int."""
+    def lengths(self, sample_counts: Lengths) -> Lengths:
+        """Returns the frames of `sample_counts` samples."""
         return 1 + sample_counts // self.hop
 
     def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
