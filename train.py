@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from data import readers
 from data.librispeech import URL
 from data.options import TrainingDataOptions
 from models import Recognizer
@@ -34,7 +35,8 @@ from utils.errors import UsageError, is_out_of_memory, one_line_errors
 from utils.files.atomic import atomic_write
 from utils.files.locks import exclusive_folder
 from utils.process import git_revision, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
-from utils.training.flags import add_run_flags
+from utils.tokenizer import learn_vocabulary
+from utils.training.flags import VOCAB_SIZE, add_run_flags
 
 PROJECT = "speech-recognition"
 
@@ -46,7 +48,8 @@ def build_parser(model: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", help="YAML file of flags; the command line wins")
     add_run_flags(parser, librispeech_url=URL)
     add_constructor_flags(parser, OptimizerConfig, title="optimiser and schedule", aliases={"learning_rate": "-lr"})
-    add_constructor_flags(parser, Recognizer.registry[model])
+    add_constructor_flags(parser, Recognizer.registry[model], leave_out=["vocabulary"])
+    parser.set_defaults(vocabulary=None)  # which the data say
     return parser
 
 
@@ -65,15 +68,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser(model)
     configured = config_arguments(known.config, parser) if known.config else []
     args = parser.parse_args(configured + argv)
+    if args.vocab_size and args.tokenizer != "bpe":
+        raise UsageError(f"--vocab_size {args.vocab_size}: goes with --tokenizer bpe")
     if args.output_dir is None:
         args.output_dir = str(Path("runs", Path(args.config).stem if args.config else args.model))
     return args
 
 
-def build_network(args: argparse.Namespace) -> Recognizer:
+def build_network(args: argparse.Namespace, vocabulary: list[str] | None = None) -> Recognizer:
     """The network that the flags describe. Raises UsageError where they do not fit together."""
+    options = {**pick_arguments(Recognizer.registry[args.model], args), "vocabulary": vocabulary}
     try:
-        network = Recognizer.build(args.model, **pick_arguments(Recognizer.registry[args.model], args))
+        network = Recognizer.build(args.model, **options)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
     layers = [module for module in network.modules() if isinstance(module, EncoderLayer)]
@@ -93,6 +99,28 @@ def describe(network: Recognizer) -> str:
     return f"{network}\n{count:,} parameters"
 
 
+def find_vocabulary(args: argparse.Namespace, saved: dict | None = None) -> list[str] | None:
+    """Returns the pieces of --tokenizer bpe: a checkpoint's, or learnt from the training transcripts.
+
+    `saved` are the options of the checkpoint's network. Every process learns the same. Raises UsageError or DataError.
+    """
+    if args.tokenizer != "bpe":
+        return None
+    if saved:
+        return saved.get("vocabulary")
+    options, size = TrainingDataOptions(**pick_arguments(TrainingDataOptions, args)), args.vocab_size or VOCAB_SIZE
+    root = Path(options.data_root).expanduser()
+    readers.download_missing(root, options.train_sets, url=options.librispeech_url)
+    texts = readers.read_transcripts(root, options.train_sets)
+    try:
+        vocabulary = learn_vocabulary(texts, alphabet=args.alphabet, vocab_size=size)
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error)) from None
+    if is_first_process():
+        print(f"{size} pieces learnt from {len(texts):,} transcripts: {' '.join(vocabulary[:8])} ...", flush=True)
+    return vocabulary
+
+
 def build_data(args: argparse.Namespace, network: Recognizer):
     """The data module of the flags."""
     from data.datamodule import LibriSpeechDataModule
@@ -102,25 +130,28 @@ def build_data(args: argparse.Namespace, network: Recognizer):
                                  overfit=bool(args.overfit_batches))
 
 
-def resume_path(args: argparse.Namespace, network: Recognizer) -> str | None:
-    """The checkpoint to go on from, whose network must be the one of the flags.
-
-    Raises CheckpointError or UsageError that names the flags in which they differ.
-    """
+def resume_from(args: argparse.Namespace) -> tuple[str | None, dict | None]:
+    """Returns the checkpoint to go on from and the options of its network. Raises CheckpointError."""
     if not args.checkpoint_path:
-        return None
+        return None, None
     folder, auto = Path(args.output_dir, "checkpoints"), args.checkpoint_path == "auto"
     if auto and not any(folder.glob("*.ckpt")):
         print(f"{folder}: no checkpoint yet, so this run begins anew")
-        return None
+        return None, None
     path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
-    saved = read_resumable(path)["recognizer"]
-    different = [f"--{name} was {saved.get(name)!r}, is {network.config.get(name)!r}"
-                 for name in sorted(saved.keys() | network.config.keys())
-                 if saved.get(name) != network.config.get(name)]
+    return str(path), read_resumable(path)["recognizer"]
+
+
+def check_same_network(args: argparse.Namespace, path: str, saved: dict, network: Recognizer) -> None:
+    """Raises UsageError that names the flags in which the network differs from that of the checkpoint `path`."""
+    flags, before = dict(network.config), dict(saved)
+    if args.vocab_size and saved.get("tokenizer") == "bpe":
+        flags["vocab_size"], before["vocab_size"] = args.vocab_size, network.tokenizer.ctc_size - 1
+    different = [f"--{name} was {before.get(name)!r}, is {flags.get(name)!r}"
+                 for name in sorted((before.keys() | flags.keys()) - {"vocabulary"})
+                 if before.get(name) != flags.get(name)]
     if different:
         raise UsageError(f"{path} holds another network: {'; '.join(different)}")
-    return str(path)
 
 
 def write_config(args: argparse.Namespace, logger) -> None:
@@ -180,9 +211,11 @@ def train(args: argparse.Namespace):
 
     quiet_packages()  # after the import, which sets its own levels
     lightning.seed_everything(args.seed, workers=True, verbose=False)
-    network = build_network(args)
     with output_folder(args):
-        checkpoint = resume_path(args, network)
+        checkpoint, saved = resume_from(args)
+        network = build_network(args, find_vocabulary(args, saved))
+        if saved:
+            check_same_network(args, checkpoint, saved, network)
         data = build_data(args, network)
         module = SpeechModule(network, OptimizerConfig(**pick_arguments(OptimizerConfig, args)), seed=args.seed)
         logger = None if args.fast_dev_run else build_logger(
@@ -280,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors("train.py"):
         args = parse_arguments(argv)
         if args.print_model:
-            print(describe(build_network(args)))
+            print(describe(build_network(args, find_vocabulary(args))))
             return
         train(args)
 

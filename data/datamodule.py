@@ -8,7 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from data import librispeech, readers
+from data import readers
 from data.dataset import SpeechDataset, SpeechLoader
 from data.epoch_progress import EpochProgress, EpochState
 from data.index import DataError, Index, Utterance, build_index
@@ -50,12 +50,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Downloads and indexes what is missing, in one process per machine; the others find it done."""
         names = dict.fromkeys(self.train_sets + self.val_sets + self.test_sets)
-        missing = [name for name in names if not readers.is_there(self.data_root, name)]
-        for name in missing:
-            if name not in librispeech.SHA256:
-                readers.list_split(self.data_root, name)  # says so before hours of download
-        for name in missing:
-            librispeech.download_subset(name, self.data_root, url=self.options.librispeech_url)
+        readers.download_missing(self.data_root, names, url=self.options.librispeech_url)
         if not self._indexes:
             for index in self.indexes():
                 print(index, flush=True)

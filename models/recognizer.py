@@ -17,7 +17,7 @@ from models.components.specaugment import SpecAugment
 from models.loading import load_network
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.options import constructor_options
-from utils.tokenizer import ENGLISH, CharTokenizer
+from utils.tokenizer import ENGLISH, TokenizerType, build_tokenizer
 from utils.types import Batch, Candidate, Word
 
 
@@ -39,7 +39,9 @@ class Recognizer(nn.Module, ABC):
         time_masks: SpecAugment: time masks per utterance.
         time_width: SpecAugment: widest time mask, frames.
         time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
-        alphabet: the characters that the network can write, each once.
+        tokenizer: characters, or pieces of words by byte-pair encoding.
+        alphabet: characters that the network can write, each once.
+        vocabulary: pieces of several letters for bpe; learnt from the training transcripts, so no flag.
     """
 
     registry: dict[str, type["Recognizer"]] = {}
@@ -57,9 +59,10 @@ class Recognizer(nn.Module, ABC):
     def __init__(self, *, features: FeatureType = "logmel", n_mels: int = 80, n_mfcc: int = 40,
                  window_ms: float = 25.0, hop_ms: float = 10.0, feature_norm: FeatureNorm = "utterance",
                  freq_masks: int = 2, freq_width: int = 27, time_masks: int = 2, time_width: int = 100,
-                 time_share: float = 0.2, alphabet: str = ENGLISH):
+                 time_share: float = 0.2, tokenizer: TokenizerType = "char", alphabet: str = ENGLISH,
+                 vocabulary: list[str] | None = None):
         super().__init__()
-        self.tokenizer = CharTokenizer(alphabet=alphabet)
+        self.tokenizer = build_tokenizer(tokenizer, alphabet=alphabet, vocabulary=vocabulary)
         self.features = build_features(features, n_mels=n_mels, n_mfcc=n_mfcc, window_ms=window_ms, hop_ms=hop_ms,
                                        feature_norm=feature_norm)
         self.specaugment = SpecAugment(freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,

@@ -19,6 +19,7 @@ TINY = {  # options that make a network small enough for a test, by model
     "las": {"n_mels": 20, "conv_channels": 4, "listener_size": 12, "pyramid_layers": 2, "attention_size": 16,
             "speller_size": 16, "speller_layers": 2, "embedding_size": 16},
 }
+PIECES = ["ed", "▁ad", "ded", "▁no", "ir", "oo", "ood", "nd", "end", "iend", "▁fr", "▁friend", "ow"]  # for bpe
 VARIANTS = {  # every branch of every model
     "gru": ("deepspeech2", {"rnn_type": "gru"}),
     "lstm": ("deepspeech2", {"rnn_type": "lstm"}),
@@ -31,6 +32,8 @@ VARIANTS = {  # every branch of every model
     "las-bahdanau": ("las", {"attention": "bahdanau", "frontend": "vgg", "pyramid_layers": 1}),
     "las-location": ("las", {"attention": "location", "frontend": "rescnn", "tied_embedding": True}),
     "las-multihead": ("las", {"attention": "multihead", "ctc_weight": 0.0, "pyramid_layers": 3}),
+    "bpe": ("deepspeech2", {"rnn_type": "mingru", "tokenizer": "bpe", "vocabulary": PIECES}),
+    "las-bpe": ("las", {"tokenizer": "bpe", "vocabulary": PIECES}),
     "global": ("deepspeech2", {"feature_norm": "global", "head": "linear", "time_stride": 4}),
     "mfcc": ("deepspeech2", {"features": "mfcc", "n_mfcc": 13, "rnn_type": "mingru", "feature_norm": "global"}),
     "las-mfcc": ("las", {"features": "mfcc", "n_mfcc": 13, "frontend": "rescnn"}),

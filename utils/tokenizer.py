@@ -170,11 +170,12 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {"char": CharTokenizer, "bpe": BPEToken
 TokenizerType = Literal["char", "bpe"]
 
 
-def build_tokenizer(tokenizer: str, **options) -> Tokenizer:
-    """Returns the tokenizer of a `config`. Raises ValueError where there is none of that name."""
+def build_tokenizer(tokenizer: str, *, alphabet: str = ENGLISH, vocabulary: Sequence[str] | None = None) -> Tokenizer:
+    """Returns the tokenizer of a `config`. Raises ValueError where there is none of that name, or with such pieces."""
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer {tokenizer!r} is none of {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[tokenizer](**options)
+    learnt = {} if vocabulary is None else {"vocabulary": vocabulary}
+    return TOKENIZERS[tokenizer](alphabet=alphabet, **learnt)
 
 
 def learn_vocabulary(texts: Iterable[str], *, alphabet: str, vocab_size: int) -> list[str]:
@@ -201,8 +202,10 @@ def learn_vocabulary(texts: Iterable[str], *, alphabet: str, vocab_size: int) ->
 
 def _learn_pieces(words: dict[str, int], vocab_size: int) -> list[str]:
     """Returns at most `vocab_size` pieces of words with counts, in the order in which byte-pair encoding joins them."""
-    import sentencepiece
-
+    try:
+        import sentencepiece
+    except ImportError:
+        raise ImportError("--tokenizer bpe needs sentencepiece; pip install -r requirements.txt installs it") from None
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(f"{word}\t{count}" for word, count in words.items()), input_format="tsv",

@@ -8,11 +8,13 @@ A reader is a module with two functions:
 A further kind of corpus is one such file and its name in READERS.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.index import DataError, Entry
-from data.librispeech import SHA256
+from data.librispeech import SHA256, download_subset
 from data.readers import librispeech, manifest
+from utils.tokenizer import normalize
 
 READERS = (manifest, librispeech)  # asked in this order
 
@@ -30,3 +32,18 @@ def list_split(root: Path, name: str) -> tuple[list[Entry], dict[str, list[str]]
     raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in LibriSpeech's "
                     "layout; a manifest ends in .json or .jsonl; subsets that can be downloaded are "
                     f"{', '.join(SHA256)}")
+
+
+def download_missing(root: Path, names: Iterable[str], *, url: str) -> None:
+    """Downloads those of the splits that are not there. Raises DataError, also where one is no LibriSpeech subset."""
+    missing = [name for name in names if not is_there(root, name)]
+    for name in missing:
+        if name not in SHA256:
+            list_split(root, name)  # says so before hours of download
+    for name in missing:
+        download_subset(name, root, url=url)
+
+
+def read_transcripts(root: Path, names: Iterable[str]) -> list[str]:
+    """Returns the normalised text of every utterance that splits list. Raises DataError."""
+    return [normalize(entry.text) for name in names for entry in list_split(root, name)[0]]

@@ -4,6 +4,7 @@ import argparse
 import re
 import types
 import typing
+from collections.abc import Iterable
 
 import yaml
 
@@ -24,14 +25,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_constructor_flags(parser: argparse.ArgumentParser, cls: type, *, title: str = "",
-                          aliases: dict[str, str] | None = None) -> None:
-    """Adds one flag for each option of `cls` and its bases (`constructor_options`).
+                          aliases: dict[str, str] | None = None, leave_out: Iterable[str] = ()) -> None:
+    """Adds one flag for each option of `cls` and its bases (`constructor_options`), but for those to leave out.
 
     Its type may be int, float, str, bool, Literal, or a list of these; or `Annotated[..., check]` with the argparse
     type that holds the value to its bounds. `aliases` are further names of flags, such as `-lr`.
     """
     group = parser.add_argument_group(title or f"model: {cls.__name__}")
-    for option in constructor_options(cls):
+    for option in (one for one in constructor_options(cls) if one.name not in leave_out):
         alias = (aliases or {}).get(option.name)
         names = [f"--{option.name}", *([alias if alias.startswith("-") else f"--{alias}"] if alias else [])]
         group.add_argument(*names, default=option.default, help=option.help.replace("%", "%%") or None,

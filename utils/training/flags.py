@@ -16,6 +16,7 @@ from utils.cli.parser import (
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
               "transformer-engine-float16", "32", "16", "bf16", "64")
+VOCAB_SIZE = 500  # of --tokenizer bpe
 LOGGERS = ("comet", "tensorboard", "csv", "none")
 
 
@@ -50,6 +51,8 @@ def _add_data_flags(group, librispeech_url: str) -> None:
     group.add_argument("--train_sets", nargs="+", default=["train-clean-100"], help="subsets, folders or manifests")
     group.add_argument("--val_sets", nargs="+", default=["dev-clean", "dev-other"], help="choose checkpoints")
     group.add_argument("--test_sets", nargs="*", default=["test-clean", "test-other"], help="reported at the end")
+    group.add_argument("--vocab_size", type=positive_int,
+                       help=f"pieces of --tokenizer bpe, learnt from the training transcripts; {VOCAB_SIZE} by default")
     group.add_argument("--batch_size", type=positive_int, default=32, help="utterances a batch and process")
     group.add_argument("--batch_seconds", type=positive_float,
                        help="seconds of padded audio a batch and process; wins over --batch_size")
