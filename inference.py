@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="longest piece for an attention model: about the longest that it was trained on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
     parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
-    parser.add_argument("--config", help="YAML file of flags, such as `python -m utils.lm tune` writes")
+    parser.add_argument("--config", help="YAML file of flags, such as `evaluate.py --tune` writes")
     add_constructor_flags(parser, DecodingOptions, title="decoding", aliases={"beam_size": "beam_width"})
     return parser
 

@@ -1,11 +1,10 @@
 """CTC beam search with an n-gram: how fast is each program, and is its text the same?
 
     python -m benchmarks.beam_search
-    python evaluate.py --checkpoint X.ckpt --test_sets dev --save_emissions dev.pt
-    python -m benchmarks.beam_search --emissions dev.pt --lm X.arpa
+    python -m benchmarks.beam_search --checkpoint X.ckpt --data_root data/corpora/kathleen --split dev --lm X.arpa
 
 Each program decodes the same utterances in one process and in as many as there are cores, with all
-frames and with sure blanks skipped, in turn. Without --emissions, probabilities are made from the test corpus's
+frames and with sure blanks skipped, in turn. Without --checkpoint, log-probabilities are made from the test corpus's
 texts: each letter a frame, three quarters blanks nearly sure, some letters in doubt; the n-gram is those texts' own.
 """
 
@@ -14,16 +13,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.material import CORPUS
 from benchmarks.measure import benchmark_parser, medians, prepare, show
+from data.datamodule import LibriSpeechDataModule
+from data.options import TrainingDataOptions
+from models import Recognizer
 from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.tune import collect_log_probs
 from utils.lm import build as lm_build
 from utils.metrics import count_errors
-from utils.tokenizer import CharTokenizer, build_tokenizer, normalize
+from utils.tokenizer import CharTokenizer, Tokenizer, normalize
 
 
 def peaky(text: str, tokenizer: CharTokenizer, random: torch.Generator) -> torch.Tensor:
@@ -38,8 +42,16 @@ def peaky(text: str, tokenizer: CharTokenizer, random: torch.Generator) -> torch
     return torch.cat(frames).log_softmax(dim=-1)
 
 
-def synthetic(count: int, folder: Path) -> tuple[dict, str]:
-    """What `evaluate.py --save_emissions` would hold, and the n-gram."""
+class Utterances(NamedTuple):
+    """What is decoded."""
+
+    tokenizer: Tokenizer
+    texts: list[str]  # references
+    log_probs: list[torch.Tensor]  # (T, C) each
+
+
+def synthetic(count: int, folder: Path) -> tuple[Utterances, str]:
+    """Made-up log-probabilities, and the n-gram."""
     transcripts = sorted(CORPUS.rglob("*.trans.txt"))
     lines = [line for path in transcripts for line in path.read_text().splitlines() if line]
     texts = [normalize(line.partition(" ")[2]) for line in lines]
@@ -47,8 +59,17 @@ def synthetic(count: int, folder: Path) -> tuple[dict, str]:
     lm_build.train(folder / "text", 3, folder / "x.arpa")
     tokenizer, random = CharTokenizer(), torch.Generator().manual_seed(0)
     chosen = [texts[i % len(texts)] for i in range(count)]
-    rows = [{"text": text, "log_probs": peaky(text, tokenizer, random)} for text in chosen]
-    return {"tokenizer": tokenizer.config, "utterances": rows}, str(folder / "x.arpa")
+    return Utterances(tokenizer, chosen, [peaky(text, tokenizer, random) for text in chosen]), str(folder / "x.arpa")
+
+
+def of_network(args) -> Utterances:
+    """The log-probabilities of a checkpoint's network."""
+    network = Recognizer.from_checkpoint(args.checkpoint)
+    options = TrainingDataOptions(data_root=args.data_root, train_sets=[], val_sets=[args.split], test_sets=[])
+    data = LibriSpeechDataModule(options, network.tokenizer)
+    data.prepare_data()
+    texts, log_probs = collect_log_probs(network, data.val_dataloader()[0])
+    return Utterances(network.tokenizer, texts[: args.utterances], log_probs[: args.utterances])
 
 
 def case_of(decoder: Decoder, emissions: list[torch.Tensor], texts: list[str]) -> Callable[[], None]:
@@ -60,10 +81,9 @@ def case_of(decoder: Decoder, emissions: list[torch.Tensor], texts: list[str]) -
     return search
 
 
-def compare(content: dict, lm: str | None, args) -> list[dict]:
+def compare(utterances: Utterances, lm: str | None, args) -> list[dict]:
     """A row for each program, count of workers, and threshold."""
-    tokenizer = build_tokenizer(**content["tokenizer"])
-    emissions = [one["log_probs"] for one in content["utterances"]]
+    tokenizer, references, emissions = utterances
     kinds = [(backend, workers, skip) for skip in (1.0, args.skip_blanks)
              for workers in sorted({1, os.cpu_count()}) for backend in ("pyctcdecode", "native")]
     texts, cases, decoders = {kind: [] for kind in kinds}, {}, []
@@ -77,7 +97,7 @@ def compare(content: dict, lm: str | None, args) -> list[dict]:
     finally:
         for decoder in decoders:
             decoder.__exit__()
-    references, first = [one["text"] for one in content["utterances"]], kinds[0]
+    first = kinds[0]
     return [{"program": backend, "workers": workers, "skip blanks": skip,
              "utt/s": len(emissions) / seconds[kind], "ratio": seconds[first] / seconds[kind],
              "WER %": 100 * count_errors(references, texts[kind]).wer,
@@ -87,8 +107,10 @@ def compare(content: dict, lm: str | None, args) -> list[dict]:
 
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=3)
-    parser.add_argument("--emissions", type=Path, help="of evaluate.py --save_emissions; made up by default")
-    parser.add_argument("--lm", help="n-gram, with --emissions")
+    parser.add_argument("--checkpoint", help="a CTC model; log-probabilities are made up by default")
+    parser.add_argument("--data_root", default="data", help="with --checkpoint: folder of the corpora")
+    parser.add_argument("--split", default="dev-clean", help="with --checkpoint: what is decoded")
+    parser.add_argument("--lm", help="with --checkpoint: n-gram")
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--beta", type=float, default=0.5)
     parser.add_argument("--beam_size", type=int, default=100)
@@ -96,16 +118,14 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=100, help="to make up, or most to take")
     args = parser.parse_args()
     prepare(args)
-    if args.lm and not args.emissions:
-        sys.exit("--lm needs --emissions: probabilities that are made up come with their own n-gram")
+    if args.lm and not args.checkpoint:
+        sys.exit("--lm needs --checkpoint: log-probabilities that are made up come with their own n-gram")
     with tempfile.TemporaryDirectory() as folder:
-        content, lm = ((torch.load(args.emissions, weights_only=True), args.lm) if args.emissions
-                       else synthetic(args.utterances, Path(folder)))
-        content["utterances"] = content["utterances"][: args.utterances]
-        frames = torch.cat([one["log_probs"][:, 0] for one in content["utterances"]]).exp()
-        rows = compare(content, lm, args)
+        utterances, lm = (of_network(args), args.lm) if args.checkpoint else synthetic(args.utterances, Path(folder))
+        frames = torch.cat([one[:, 0] for one in utterances.log_probs]).exp()
+        rows = compare(utterances, lm, args)
     show(f"CTC beam search, beam {args.beam_size}, {'an n-gram' if lm else 'no n-gram'}, "
-         f"{args.emissions.name if args.emissions else 'made-up probabilities'}", rows, json_path=args.json,
+         f"{args.checkpoint or 'made-up probabilities'}", rows, json_path=args.json,
          **{"frames surely blank %": round(100 * float((frames > args.skip_blanks).float().mean()), 1)})
 
 

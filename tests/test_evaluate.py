@@ -14,8 +14,8 @@ from models import Recognizer
 from utils.audio import load_audio
 from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
 from utils.checkpoint.reading import CheckpointError
-from utils.decoding.ctc import greedy_decode
 from utils.metrics import count_errors
+from utils.report.report import short_names
 
 ARPA = """\\data\\
 ngram 1=4
@@ -147,7 +147,7 @@ def test_checkpoints_side_by_side(files, tmp_path, capsys):
 @pytest.mark.parametrize("paths", [["a/checkpoints/best.ckpt", "b/checkpoints/best.ckpt", "b/x.ckpt"],
                                    ["a/x.ckpt", "z/a/x.ckpt"]])
 def test_names_are_short_and_unique(paths):
-    names = evaluate.short_names(paths)
+    names = short_names(paths)
     assert list(names.values()) == paths
     assert list(names) == (["a/best", "b/best", "b/x"] if len(paths) == 3 else paths)
 
@@ -198,24 +198,6 @@ def test_average_refuses_other_networks(tmp_path):
         best_checkpoints(tmp_path, 2)
 
 
-def test_emissions_are_what_ctc_said(files, tmp_path, capsys):
-    target = tmp_path / "new" / "emissions.pt"
-    status, _, _ = run(capsys, files, "--checkpoint", files["ctc"], "--save_emissions", target, "--batch_size", 3)
-    saved, network = torch.load(target, weights_only=True), Recognizer.from_checkpoint(files["ctc"])
-    assert status == 0 and [path.name for path in target.parent.iterdir()] == [target.name]
-    assert saved["tokenizer"] == network.tokenizer.config and len(saved["utterances"]) == 5
-    assert saved["seconds_per_frame"] == 0.02
-    for one in saved["utterances"]:
-        audio, = CORPUS.rglob(f"{one['id']}.opus")
-        waveform = load_audio(audio)[None]
-        with torch.inference_mode():
-            expected, lengths = network.ctc_log_probs(network.encode(waveform, torch.tensor([waveform.shape[1]])))
-        assert one["log_probs"].dtype == torch.float32 and len(one["log_probs"]) == lengths
-        torch.testing.assert_close(one["log_probs"], expected[0], rtol=1e-3, atol=1e-3)
-        assert one["log_probs"].untyped_storage().nbytes() == one["log_probs"].numel() * 4, "padding is not saved"
-        assert len(greedy_decode(one["log_probs"][None], lengths)) == 1 and one["text"]
-
-
 @pytest.mark.parametrize(("flags", "message"), [
     ([], "required: --checkpoint"),
     (["--checkpoint", "absent.ckpt"], "absent.ckpt: no such checkpoint file"),
@@ -224,7 +206,7 @@ def test_emissions_are_what_ctc_said(files, tmp_path, capsys):
     (["--checkpoint", "{ctc}", "--device", "abacus"], "--device abacus"),
     (["--checkpoint", "{ctc}", "--test_sets", "nowhere"], "no split 'nowhere'"),
     (["--checkpoint", "{ctc}", "--test_sets", "{tmp}/none.jsonl"], "none.jsonl"),
-    (["--checkpoint", "{ctc}", "--batch_size", "0"], "--batch_size: 0 must be at least 1"),
+    (["--checkpoint", "{ctc}", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
     (["--checkpoint", "{ctc}", "--limit", "0"], "--limit: 0 must be at least 1"),
     (["--checkpoint", "{ctc}", "--average", "3"], "holds 0 checkpoints named epochNNN"),
     (["--checkpoint", "{ctc}", "--compare_greedy"], "--compare_greedy"),
@@ -235,9 +217,8 @@ def test_emissions_are_what_ctc_said(files, tmp_path, capsys):
     (["--checkpoint", "{ctc}", "--config", "absent.yaml"], "absent.yaml: No such file"),
     (["--checkpoint", "{ctc}", "--report", "{file}"], "file: File exists"),
     (["--checkpoint", "{ctc}", "--report", "{file}/x"], "Not a directory"),
-    (["--checkpoint", "{ctc}", "--save_emissions", "{tmp}"], "is a folder; name a file"),
-    (["--checkpoint", "{ctc}", "{other}", "--save_emissions", "x.pt"], "--save_emissions: takes one --checkpoint"),
-    (["--checkpoint", "{no_ctc}", "--save_emissions", "x.pt"], "no_ctc.ckpt is an attention model"),
+    (["--checkpoint", "{ctc}", "--val_sets", "dev"], "--val_sets is for --tune; what is measured is named by"),
+    (["--checkpoint", "{ctc}", "--output", "x.yaml"], "--output is for --tune"),
 ])
 def test_what_is_wrong_in_one_line(files, capsys, monkeypatch, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)
@@ -254,7 +235,7 @@ def test_audio_that_turns_bad_stops_it_in_one_line(files, capsys, monkeypatch, t
     from data import dataset as loader
     from utils.audio import AudioError
 
-    def unreadable(path):
+    def unreadable(path, **_):
         raise AudioError(path, "truncated")
 
     monkeypatch.setattr(loader, "load_audio", unreadable)
@@ -267,7 +248,7 @@ def test_a_full_device_says_what_helps(files, capsys, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluate, "recognise", full)
+    monkeypatch.setattr(evaluate, "recognize", full)
     status, _, error = run(capsys, files, "--checkpoint", files["ctc"])
     assert status == 2 and "--batch_seconds" in error and len(error.splitlines()) == 1
 

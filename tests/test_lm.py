@@ -1,4 +1,4 @@
-"""python -m utils.lm: build, score, download and tune, and every bad input."""
+"""python -m utils.lm: build, score and download, and every bad input."""
 
 import gzip
 import hashlib
@@ -10,19 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from conftest import CORPUS
 from test_download import serving
-from test_ngram import ARPA, BAD, CHARACTERS, emissions
+from test_ngram import ARPA, BAD
 
-from utils.cli.parser import OneLineParser, add_constructor_flags, config_arguments
-from utils.decoding.options import DecodingOptions
 from utils.lm import commands as lm
-from utils.lm import tune as lm_tune
 from utils.lm.build import ngram_counts, read_sentences
 from utils.lm.ngram import NGram, load_kenlm, read_words
-from utils.metrics import ErrorCounts
 from utils.tokenizer import CharTokenizer
 
 kenlm = pytest.importorskip("kenlm")
@@ -303,109 +297,8 @@ def test_bad_downloads(server, tmp_path, capsys):
     assert "Not Found" in error and f"fetch {server.url}/4-gram.arpa.gz elsewhere" in error
 
 
-def save_emissions(path: Path, **changes) -> Path:
-    """A validation set whose sounds leave open what the n-gram of test_ngram.py knows: after `see` comes `sea`."""
-    utterances = [{"id": str(i), "text": "see sea", "log_probs": emissions("see sea", swap="ea", seed=i)}
-                  for i in range(6)]
-    torch.save({"tokenizer": CharTokenizer().config, "seconds_per_frame": 0.04, "utterances": utterances} | changes,
-               path)
-    return path
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    (tmp_path / "x.arpa").write_text(ARPA)
-    return tmp_path / "x.arpa"
-
-
-def test_tune_finds_weights_that_help(tmp_path, model, capfd):
-    output = tmp_path / "new" / "decoding.yaml"
-    run("tune", "--emissions", save_emissions(tmp_path / "e.pt"), "--lm", model, "--output", output)
-    out, err = capfd.readouterr()
-    assert "WER 0.00%" in out and "without an n-gram 0.00%" not in out and err == ""
-    assert f"--lm {model}" in output.read_text().splitlines()[1]
-    flags = yaml.safe_load(output.read_text())
-    assert flags["alpha"] > 0 and flags.keys() == {"decoder", "lm", "alpha", "beta", "beam_size"}
-    assert (output.parent / "decoding.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list(output.parent.iterdir())) == 2
-    parser = OneLineParser()
-    add_constructor_flags(parser, DecodingOptions)
-    assert DecodingOptions(**vars(parser.parse_args(config_arguments(str(output), parser)))).lm == str(model)
-
-
-def test_tune_says_where_nothing_helps(tmp_path, model, capsys):
-    """Sounds that leave nothing open, and words that the n-gram does not know."""
-    utterances = [{"id": "0", "text": "tea", "log_probs": emissions("tea")}]
-    run("tune", "--emissions", save_emissions(tmp_path / "e.pt", utterances=utterances), "--lm", model,
-        "--output", tmp_path / "d.yaml", "--rounds", 0)
-    assert f"{model}: no weights make it better than none" in capsys.readouterr().err
-
-
-def test_tune_asks_evaluate_for_emissions(tmp_path, model, monkeypatch, capsys):
-    """With the flags of the validation sets; its error becomes the only one."""
-    evaluate = tmp_path / "evaluate.py"
-    evaluate.write_text("import shutil, sys\nprint('report')\nassert sys.argv[1:-1] == ['--checkpoint', "
-                        f"{str(model)!r}, '--test_sets', 'a', 'b', '--data_root', 'there', '--save_emissions']\n"
-                        f"shutil.copy({str(save_emissions(tmp_path / 'e.pt'))!r}, sys.argv[-1])\n")
-    monkeypatch.setattr(lm_tune, "EVALUATE", evaluate)
-    command = ["tune", "--checkpoint", model, "--val_sets", "a", "b", "--data_root", "there", "--lm", model,
-               "--output", tmp_path / "d.yaml", "--alphas", 1, "--betas", 0, 1]
-    run(*command)
-    assert "report" not in capsys.readouterr().out and (tmp_path / "d.yaml").exists()
-    evaluate.write_text("import sys\nsys.exit('warning\\nevaluate.py: error: no split a for --test_sets')")
-    assert fail(capsys, *command) == "lm.py: error: no split a for --val_sets"
-
-
-def counts(errors: float) -> ErrorCounts:
-    return ErrorCounts(word_errors=errors, words=100)
-
-
-def test_search_leaves_the_grid_and_refines():
-    surface = lm_tune.search(lambda p: counts((p[0] - 2.6) ** 2 + (p[1] + 1.3) ** 2), [0, 1, 2], [0, 1], rounds=3)
-    best = min(surface, key=lambda point: lm_tune.rank(point, surface[point]))
-    assert best == (2.625, -1.25) and min(alpha for alpha, _ in surface) == 0
-    assert len(surface) < 60
-    assert lm_tune.search(lambda p: counts(0), [0.5], [1.0], rounds=5).keys() == {(0.5, 1.0)}
-
-
-def test_ties_go_to_fewer_character_errors_then_smaller_weights():
-    errors = {(2.0, 1.0): (3, 9, 8), (1.0, 1.0): (3, 9, 9), (1.0, -0.5): (3, 9, 8), (1.0, 2.0): (3, 9, 8),
-              (0.0, 0.0): (4, 9, 1)}
-    ranked = sorted(errors, key=lambda point: lm_tune.rank(point, ErrorCounts(*errors[point])))
-    assert ranked == [(1.0, -0.5), (1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
-
-
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--emissions", "nowhere.pt"], "--emissions nowhere.pt: no such file"),
-    (["--emissions", "x.arpa"], "--emissions x.arpa: not what evaluate.py --save_emissions writes"),
-    (["--emissions", "list.pt"], "--emissions list.pt: not what"),
-    (["--emissions", "cut.pt"], "--emissions cut.pt: not what"),
-    (["--emissions", "none.pt"], "--emissions none.pt: has no utterance with a text"),
-    (["--emissions", "classes.pt"], "--emissions classes.pt: 'see sea' must have (T, 3) log-probabilities"),
-    (["--lm", "nowhere.arpa"], "--lm nowhere.arpa: no such file"),
-    (["--lm", "char.arpa"], "char.arpa: is an n-gram over characters"),
-    (["--lm", "cut.arpa"], "cut.arpa: cut off"),
-    (["--lm", "upper.arpa"], "upper.arpa: the network's alphabet cannot spell 2 of its 2 words; 2 can in the other"),
-    (["--output", "x.json"], "--output x.json: must be a file that ends in .yaml"),
-    (["--alphas", "-1"], "--alphas: -1 must be at least 0"),
-    (["--betas", "nan"], "--betas must be finite"),
-    (["--checkpoint", "x.ckpt"], "not allowed with argument"),
-], ids=str)
-def test_bad_tuning(tmp_path, model, capsys, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    good = save_emissions(tmp_path / "e.pt")
-    save_emissions(tmp_path / "none.pt", utterances=[])
-    save_emissions(tmp_path / "classes.pt", tokenizer=CharTokenizer(alphabet="ab").config)
-    torch.save([1, 2], tmp_path / "list.pt")
-    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:1000])
-    for name, content in {"char": CHARACTERS, "cut": ARPA[:90], "upper": UPPER.replace("É", "E")}.items():
-        (tmp_path / f"{name}.arpa").write_text(content)
-    assert message in fail(capsys, "tune", "--emissions", good, "--lm", model, "--output", "d.yaml", *flags)
-    assert not list(tmp_path.glob("*d.*"))
-
-
 def test_the_command_line(tmp_path, text, capsys, monkeypatch):
-    assert "build|score|download|tune" in fail(capsys)
+    assert "build|score|download" in fail(capsys)
     assert "'bild'" in fail(capsys, "bild")
     monkeypatch.setitem(sys.modules, "kaldingram.train", None)
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -16,7 +16,7 @@ from conftest import SPEECH, TINY, tiny_network
 from models import Recognizer
 from utils.metrics import Edit, align_words, count_errors
 from utils.report import plots
-from utils.report.html import build_page, encode_clip, exhibit
+from utils.report.html import build_html, encode_mp3, illustrate
 from utils.report.report import (
     Result,
     alignment_lines,
@@ -35,7 +35,8 @@ HOSTILE_TEXT = "</p><img src='http' onerror=\"a()\"> &amp; $x^{"
 
 
 def utterance(name: str, text: str, speaker: str = "ann", seconds: float = 1.0) -> SimpleNamespace:
-    return SimpleNamespace(id=name, speaker=speaker, seconds=seconds, audio=str(SPEECH[0]), text=text)
+    return SimpleNamespace(id=name, speaker=speaker, seconds=seconds, audio=str(SPEECH[0]), part=None,
+                           text=text)
 
 
 def result(pairs: list[tuple[str, str]], *, system: str = "greedy", split: str = "test") -> Result:
@@ -215,8 +216,8 @@ def hostile_page() -> str:
     about = {"systems": [{"name": one.system, "weights": [HOSTILE_ID], "decoding": {"decoder": "greedy"}}
                          for one in results], "code": "<u>", "date": "today", "device": "cpu", "data_root": "<data>",
              "test_sets": ["<i>test"], "limit": 3}
-    worst = [(row, exhibit(networks, row[0][1])) for row in worst_utterances(results, 5)]
-    return build_page(about=about, results=results, notes=[HOSTILE_TEXT], worst=worst)
+    worst = [(row, illustrate(networks, row[0][1])) for row in worst_utterances(results, 5)]
+    return build_html(about=about, results=results, notes=[HOSTILE_TEXT], worst=worst)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +248,7 @@ def test_page_escapes_what_comes_from_data(page):
 def test_page_of_a_perfect_result():
     perfect = result([("a b", "a b"), ("c", "c")])
     about = {"systems": [], "code": "", "date": "", "device": "", "data_root": "", "test_sets": ["test"], "limit": None}
-    page = build_page(about=about, results=[perfect], notes=[], worst=[])
+    page = build_html(about=about, results=[perfect], notes=[], worst=[])
     assert "Every word was recognised" in page and "no deletions" in page and Page(page)
 
 
@@ -266,7 +267,7 @@ def test_page_in_a_browser(page, tmp_path):
 
 def test_clips_play_at_their_own_length(tmp_path):
     wave = torch.sin(torch.arange(24_000) * 0.2) * 1.5  # louder than full scale
-    (tmp_path / "a.mp3").write_bytes(encode_clip(wave))
+    (tmp_path / "a.mp3").write_bytes(encode_mp3(wave))
     assert soundfile.info(tmp_path / "a.mp3").duration == pytest.approx(1.5, abs=0.1)
 
 
@@ -276,10 +277,10 @@ def test_no_name_and_no_setting_ends_a_drawing(setting, capfd, recwarn):
     """LaTeX that is not installed, formulas that are none, characters that the font lacks, bytes that are no text."""
     attention, posteriors = torch.rand(3, 4), torch.rand(9, 5).log_softmax(-1)
     with matplotlib.rc_context(setting):
-        for text in ("clip_$1_$2_a", "$x^{", r"\frac{a} % # &", "日本", "caf\udce9 \0\n"):
+        for text in ["clip_$1_$2_a"] if setting else ["$x^{", r"\frac{a} % # &", "日本", "caf\udce9 \0\n"]:
             for draw in (lambda text=text: plots.posterior_figure(torch.rand(9, 4), posteriors, list("-abcd"), text),
                          lambda text=text: plots.attention_figure([attention] * 2, [text] * 2),
-                         lambda text=text: plots.surface_figure({(0.0, 1.0): 0.5}, (0.0, 1.0), text)):
+                         lambda text=text: plots.surface_figure({(0.0,): 0.5, (1.0,): 0.6}, ["a"], (0.0,), text)):
                 assert plots.render(draw)[:4] == b"\x89PNG"
     assert capfd.readouterr().err == "" and not [one for one in recwarn if "Glyph" in str(one.message)]
 
@@ -293,17 +294,26 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(capfd, monkeypatch):
     monkeypatch.setattr(plots, "attention_figure", broken)
     row = build_outcomes([utterance("a", "hello")], [["x"]])[0]
     for _ in range(2):
-        figures = exhibit({"x": tiny_network("las")}, row).figures
+        figures = illustrate({"x": tiny_network("las")}, row).figures
         assert [caption.split(":")[1][:8] for caption, _ in figures] == [" log-mel"]
     assert capfd.readouterr().err == (
         "note: a figure was left out, matplotlib cannot draw it (OSError: no font\\nat all)\n")
 
 
+def test_the_sound_of_a_part_of_a_file(tmp_path):
+    whole, part = utterance("a", "hello"), utterance("b", "hello")
+    soundfile.write(tmp_path / "a.wav", torch.rand(16_000).numpy(), 16_000)
+    whole.audio = part.audio = tmp_path / "a.wav"
+    part.part = 0.25, 0.5
+    waveforms = [illustrate({}, one).waveform for one in build_outcomes([whole, part], [["x"], ["x"]])]
+    assert len(waveforms[1]) == 8_000 and torch.equal(waveforms[0][4_000:12_000], waveforms[1])
+
+
 def test_figures_of_networks_by_name():
-    shown = exhibit({"x": tiny_network("las"), "y": tiny_network("gru")},
+    found = illustrate({"x": tiny_network("las"), "y": tiny_network("gru")},
                     build_outcomes([utterance("a", "hello")], [["x"]])[0])
-    assert [caption.split(":")[0] for caption, _ in shown.figures] == ["x", "x", "y"]
-    assert all(image[:4] == b"RIFF" and image[8:12] == b"WEBP" for _, image in shown.figures)
+    assert [caption.split(":")[0] for caption, _ in found.figures] == ["x", "x", "y"]
+    assert all(image[:4] == b"RIFF" and image[8:12] == b"WEBP" for _, image in found.figures)
 
 
 def test_files_of_several_systems():

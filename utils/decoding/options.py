@@ -1,7 +1,6 @@
 """How texts are chosen from a network's outputs: the options that `inference.py` and `evaluate.py` share."""
 
 import math
-from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -112,11 +111,11 @@ class Decoder:
         """Beam search over frames of CTC."""
         return CTCBeamSearch(self.options, self.tokenizer, self.workers)
 
-    def with_weights(self, **weights: float) -> "Decoder":
-        """Returns a decoder with other weights, which shares the n-gram of attention models once that is loaded."""
-        other = copy(self)
-        other.options = replace(self.options, **weights)
-        other.__dict__.pop("ctc_beam", None)
+    def with_options(self, options: DecodingOptions) -> "Decoder":
+        """Returns a decoder with other options, which shares the n-gram of attention models if it is the same."""
+        other = Decoder(options, self.tokenizer, workers=self.workers)
+        if options.lm == self.options.lm and "ngram" in self.__dict__:
+            other.__dict__["ngram"] = self.ngram
         return other
 
     def search_ctc(self, log_probs: Tensor, lengths: Tensor) -> list[list[Candidate]]:

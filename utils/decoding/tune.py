@@ -1,14 +1,35 @@
-"""Search for the weights of decoding that give the fewest errors on validation sets.
+"""Search for the weights of beam search that give the fewest errors on validation sets.
 
 A grid is measured first; then a pattern search (Hooke and Jeeves 1961) goes on around its best point, with half the
-grid's spacing in each round.
+grid's spacing in each round. CTC log-probabilities are computed once and decoded at each point, with a decoder that
+loads the n-gram anew: about half a second per million n-grams of an ARPA file, milliseconds for a KenLM binary. An
+attention model encodes the validation sets once for the grid and once for each step of the pattern search.
 """
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
-from utils.decoding.options import LIMITS
-from utils.metrics import ErrorCounts
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from utils.cli.parser import nonnegative_int
+from utils.decoding.options import LIMITS, Decoder, DecodingOptions
+from utils.errors import UsageError
+from utils.lm.ngram import decompressed, quiet_stderr
+from utils.metrics import ErrorCounts, count_errors
+from utils.tokenizer import Tokenizer
+from utils.types import Batch
+
+BATCH = 256  # utterances whose log-probabilities are decoded in one call, one thread each
 
 Grid = dict[str, list[float]]  # values of each weight, by its name in DecodingOptions
 Point = tuple[float, ...]  # one value per weight
@@ -17,6 +38,110 @@ Surface = dict[Point, ErrorCounts]  # the errors at every point tried
 CTC_GRID: Grid = {"alpha": [0.0, 0.5, 1.0, 1.5, 2.0], "beta": [0.0, 1.0, 2.0, 3.0]}
 ATTENTION_GRID: Grid = {"alpha": [0.0, 0.3], "length_power": [0.5, 1.0], "ctc_score_weight": [0.0, 0.3],
                         "coverage_weight": [0.0, 0.002]}
+RESCORING_ALPHAS = [0.0, 0.01]  # around the 0.008 of Chan et al. 2015, section 3.4
+
+
+class Tuning(NamedTuple):
+    """The errors at every point tried, and without tuning."""
+
+    names: list[str]  # of the weights
+    surface: Surface
+    greedy: ErrorCounts
+    plain: ErrorCounts  # of beam search without an n-gram, with the weights that were given
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The weights with the fewest errors."""
+        return dict(zip(self.names, best_point(self.surface), strict=True))
+
+    @property
+    def best_counts(self) -> ErrorCounts:
+        """The errors with these weights."""
+        return self.surface[best_point(self.surface)]
+
+
+def parse_axis(text: str) -> tuple[str, list[float]]:
+    """argparse type: the name and the values of `NAME=V,V,...`."""
+    name, _, values = text.partition("=")
+    return name, [float(value) for value in values.split(",")]
+
+
+@dataclass(kw_only=True)
+class TuningOptions:
+    """Options of the search for the weights of beam search.
+
+    Args:
+        tune: search the weights of beam search that give the lowest WER on --val_sets
+        val_sets: subsets, folders or manifests for --tune, dev-clean where none is named
+        output: NAME.yaml for the flags found by --tune; NAME.png shows the error rates
+        grid: NAME=VALUE,VALUE,... for --tune: values tried first, e.g. alpha=0,0.5,1; one value fixes a weight
+        rounds: times that --tune halves the grid's spacing around the best point
+
+    Raises UsageError for values that do not go together.
+    """
+
+    tune: bool = False
+    val_sets: list[str] | None = None
+    output: Path | None = None
+    grid: list[Annotated[str, parse_axis]] = ()
+    rounds: Annotated[int, nonnegative_int] = 2
+
+    def __post_init__(self):
+        for name in ("val_sets", "output", "grid"):
+            if getattr(self, name) and not self.tune:
+                raise UsageError(f"--{name} is for --tune; what is measured is named by --test_sets")
+        self.val_sets = list(dict.fromkeys(self.val_sets or (["dev-clean"] if self.tune else [])))
+        for name in self.val_sets:
+            if re.match("test(?![a-z])", Path(name).name):
+                raise UsageError(f"--val_sets {name}: test sets choose nothing; tune on validation sets")
+        if self.tune and (self.output is None or self.output.suffix not in (".yaml", ".yml") or self.output.is_dir()):
+            raise UsageError(f"--output {self.output or ''}: --tune needs the name of a file that ends in .yaml")
+
+
+def build_grid(network, options: DecodingOptions, axes: Iterable[tuple[str, list[float]]] = ()) -> Grid:
+    """Returns the default grid of a network's weights, with the values of `axes` in place of its own.
+
+    Raises UsageError for weights that the network does not have, and where there is nothing to search.
+    """
+    grid = dict(ATTENTION_GRID if network.autoregressive else CTC_GRID)
+    if options.lm is None:
+        if not network.autoregressive:
+            raise UsageError("--tune: the weights of a CTC model are those of an n-gram; add --lm")
+        del grid["alpha"]
+    elif options.lm_fusion == "rescore" and network.autoregressive:
+        grid["alpha"] = RESCORING_ALPHAS
+    if network.autoregressive and network.ctc is None:
+        del grid["ctc_score_weight"]
+    for name, values in axes:
+        if name not in grid:
+            raise UsageError(f"--grid {name}: no weight of this search; there are {', '.join(grid)}")
+        for value in values:
+            replace(options, **{name: value})  # raises UsageError beyond its limits
+        grid[name] = sorted(set(values))
+    return grid
+
+
+def tune(network, decoder: Decoder, batches: Callable[[], Iterable[Batch]], grid: Grid, rounds: int) -> Tuning:
+    """Returns the errors of a network's beam search on validation sets over the weights in `grid` and around it.
+
+    Args:
+        network: a Recognizer.
+        decoder: its beam search; options that are not in the grid stay.
+        batches: returns the batches of the validation sets, each time that it is called.
+        grid: values of each weight, see `build_grid`.
+        rounds: times that the spacing is halved.
+    """
+    base = decoder.options
+    with ExitStack() as stack:
+        if network.autoregressive:
+            measure = partial(count_attention_errors, network, decoder, batches)
+        else:
+            base = replace(base, lm=stack.enter_context(decompressed(base.lm)))
+            measure = partial(count_ctc_errors, *collect_log_probs(network, batches()), network.tokenizer)
+        greedy, plain = measure([DecodingOptions(), replace(base, lm=None)])
+        surface = pattern_search(lambda points: measure([replace(base, **dict(zip(grid, point, strict=True)))
+                                                         for point in points]), grid, rounds)
+    return Tuning(list(grid), surface, greedy, plain)
 
 
 def pattern_search(measure: Callable[[list[Point]], list[ErrorCounts]], grid: Grid, rounds: int) -> Surface:
@@ -25,12 +150,7 @@ def pattern_search(measure: Callable[[list[Point]], list[ErrorCounts]], grid: Gr
     A round goes on while a neighbour is better, so the best point may leave the grid. With one or two weights all
     3^n - 1 neighbours are tried, with more the 2n along the axes. A weight with one value in the grid keeps it.
 
-    Args:
-        measure: returns the errors at each of several points.
-        grid: values of each weight.
-        rounds: times the spacing is halved.
-
-    Returns the errors at every point tried; `best_point` picks one.
+    Returns the errors at every point tried.
     """
     points = list(product(*grid.values()))
     surface = dict(zip(points, measure(points), strict=True))
@@ -39,8 +159,8 @@ def pattern_search(measure: Callable[[list[Point]], list[ErrorCounts]], grid: Gr
         steps = [step / 2 for step in steps]
         centre = None
         while centre != (centre := best_point(surface)):
-            new = [point for point in _neighbours(centre, steps, list(grid)) if point not in surface]
-            surface.update(zip(new, measure(new), strict=True))
+            new = [point for point in _neighbours(centre, steps, grid) if point not in surface]
+            surface.update(zip(new, measure(new) if new else [], strict=True))
     return surface
 
 
@@ -56,11 +176,64 @@ def _spacing(values: list[float]) -> float:
     return min((b - a for a, b in zip(ordered, ordered[1:], strict=False)), default=0.0)
 
 
-def _neighbours(centre: Point, steps: list[float], names: list[str]) -> list[Point]:
+def _neighbours(centre: Point, steps: list[float], names: Iterable[str]) -> list[Point]:
+    """Returns the points within the limits of DecodingOptions that are one step away."""
     moves = [move for move in product((-1, 0, 1), repeat=len(steps)) if len(steps) <= 2 or sum(map(abs, move)) == 1]
-    points = [tuple(round(value + move * step, 6) for value, move, step in zip(centre, one, steps, strict=True))
-              for one in moves]
+    points = [tuple(round(value + sign * step, 6) for value, sign, step in zip(centre, move, steps, strict=True))
+              for move in moves]
+    limits = [LIMITS.get(name, (-math.inf, math.inf)) for name in names]
     return [point for point in dict.fromkeys(points)
-            if all(low <= value <= high for value, (low, high) in
-                   ((value, LIMITS.get(name, (-float("inf"), float("inf")))) for name, value in
-                    zip(names, point, strict=True)))]
+            if all(low <= value <= high for value, (low, high) in zip(point, limits, strict=True))]
+
+
+@torch.inference_mode()
+def collect_log_probs(network, batches: Iterable[Batch]) -> tuple[list[str], list[Tensor]]:
+    """Returns the reference and the (T, C) CTC log-probabilities of each utterance, on the CPU."""
+    texts, log_probs = [], []
+    for batch in batches:
+        outputs, lengths = network.ctc_log_probs(_encode(network, batch))
+        texts += batch.texts
+        log_probs += [one[:length].float().cpu().clone()
+                      for one, length in zip(outputs, lengths.tolist(), strict=True)]
+    return texts, log_probs
+
+
+def count_ctc_errors(texts: list[str], log_probs: list[Tensor], tokenizer: Tokenizer,
+                     ways: list[DecodingOptions]) -> list[ErrorCounts]:
+    """Returns the errors of each way of decoding (T, C) CTC log-probabilities, all cores at work."""
+    return [_count_ctc_errors(texts, log_probs, tokenizer, options)
+            for options in tqdm(ways, desc="decoding", unit=" points", leave=False, disable=None)]
+
+
+def _count_ctc_errors(texts: list[str], log_probs: list[Tensor], tokenizer: Tokenizer,
+                      options: DecodingOptions) -> ErrorCounts:
+    order = sorted(range(len(texts)), key=lambda i: len(log_probs[i]))
+    hypotheses = {}
+    with Decoder(options, tokenizer) as decoder:
+        if options.decoder == "beam":
+            with quiet_stderr():  # KenLM draws a bar each time
+                decoder.ctc_beam  # noqa: B018 (loads it)
+        for chunk in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
+            part = [log_probs[i] for i in chunk]
+            found = decoder.search_ctc(pad_sequence(part, batch_first=True), torch.tensor([*map(len, part)]))
+            hypotheses.update({i: best[0].text for i, best in zip(chunk, found, strict=True)})
+    return count_errors(texts, [hypotheses[i] for i in range(len(texts))])
+
+
+@torch.inference_mode()
+def count_attention_errors(network, decoder: Decoder, batches: Callable[[], Iterable[Batch]],
+                           ways: list[DecodingOptions]) -> list[ErrorCounts]:
+    """Returns the errors of each way of decoding an attention model, which encodes every batch once for all."""
+    decoders = [decoder.with_options(options) for options in ways]
+    counts = [ErrorCounts()] * len(ways)
+    for batch in batches():
+        encoding = _encode(network, batch)
+        for i, one in enumerate(decoders):
+            hypotheses = [best[0].text for best in network.search(encoding, one)]
+            counts[i] += count_errors(batch.texts, hypotheses)
+    return counts
+
+
+def _encode(network, batch: Batch) -> NamedTuple:
+    device = next(network.parameters()).device
+    return network.encode(batch.waveforms.to(device), batch.sample_counts.to(device))

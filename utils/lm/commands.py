@@ -1,17 +1,14 @@
-"""N-gram language models: build one from text, score text, download LibriSpeech's, tune their weights.
+"""N-gram language models: build one from text, score text, download LibriSpeech's.
 
     python -m utils.lm build --text corpus.txt.gz data/LibriSpeech/train-clean-100 --order 4 --output data/lm/mine.arpa
     python -m utils.lm score --lm data/lm/mine.arpa --text data/LibriSpeech/dev-clean
     python -m utils.lm download 3-gram.pruned.1e-7
-    python -m utils.lm tune --checkpoint X.ckpt --val_sets dev-clean --lm data/lm/mine.arpa --output decoding.yaml
 
 The exit status is 0, or 2 where a flag or a file is wrong.
 """
 
 import argparse
 import math
-import shlex
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -20,12 +17,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from utils.cli.parser import OneLineParser, nonnegative_float, nonnegative_int, positive_int
+from utils.cli.parser import OneLineParser, nonnegative_float, positive_int
 from utils.errors import UsageError, one_line_errors
 from utils.files.download import fetch
 from utils.lm.build import build, install, ngram_counts, read_sentences, summary
 from utils.lm.ngram import NGram, arpa_lines, opened
-from utils.lm.tune import tune
 from utils.tokenizer import ENGLISH, CharTokenizer
 
 URL = "https://www.openslr.org/resources/11"
@@ -124,12 +120,10 @@ def unpack(archive: Path, target: Path, *, lower: bool) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line. Raises UsageError."""
     parser = OneLineParser(prog="lm.py", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(title="commands", metavar="build|score|download|tune", required=True)
-    for add in (_add_build, _add_score, _add_download, _add_tune):
+    commands = parser.add_subparsers(title="commands", metavar="build|score|download", required=True)
+    for add in (_add_build, _add_score, _add_download):
         add(commands)
-    args = parser.parse_args(argv)
-    args.command_line = f"python -m utils.lm {shlex.join(sys.argv[1:] if argv is None else argv)}"
-    return args
+    return parser.parse_args(argv)
 
 
 def _add_build(commands) -> None:
@@ -172,27 +166,6 @@ def _add_download(commands) -> None:
     parser.add_argument("--case", choices=["lower", "upper"], default="lower", help="of its words; they come in upper")
     parser.add_argument("--url", default=URL, help="a mirror's folder")
     parser.set_defaults(run=download)
-
-
-def _add_tune(commands) -> None:
-    parser = commands.add_parser("tune", help="weights of an n-gram on validation sets",
-                                 description="Searches the weights of an n-gram that give the lowest val WER.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="a CTC model that train.py wrote")
-    source.add_argument("--emissions", type=Path, help="its log-probabilities, of evaluate.py --save_emissions")
-    parser.add_argument("--val_sets", nargs="+", default=["dev-clean"], help="splits, with --checkpoint")
-    parser.add_argument("--data_root", default="data", help="where they are")
-    parser.add_argument("--lm", required=True, help="ARPA or KenLM binary file, over words")
-    parser.add_argument("--output", type=Path, required=True, help="NAME.yaml; NAME.png shows the error rates")
-    parser.add_argument("--alphas", nargs="+", type=nonnegative_float, default=[0.0, 0.5, 1.0, 1.5, 2.0],
-                        help="weights of the n-gram tried first")
-    parser.add_argument("--betas", nargs="+", type=float, default=[0.0, 1.0, 2.0, 3.0],
-                        help="bonuses for a word tried first")
-    parser.add_argument("--rounds", type=nonnegative_int, default=2, help="times the grid is halved around the best")
-    parser.add_argument("--beam_size", type=positive_int, default=32, help="hypotheses that beam search keeps")
-    parser.add_argument("--decoder_backend", choices=["native", "pyctcdecode"], default="native",
-                        help="C++ search, or the Python one that it reproduces")
-    parser.set_defaults(run=tune)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs nothing but itself: no network, no script, no other file.
+"""The report as one HTML file that needs nothing else: no network, no script, no other file.
 
-`utils/report.html` holds its head and its styles. All text that comes from data passes `escape`.
+`report.html` next to this file holds its head and styles. All text that comes from data passes `escape`.
 """
 
 import base64
@@ -27,13 +27,13 @@ from utils.report.significance import Comparison
 from utils.types import Batch
 
 TEMPLATE = Path(__file__).with_name("report.html")
-SHOWN = 15  # confusions of a kind
-SPEAKERS = 50  # rows of a table
-BINS = 5  # of duration, with as many utterances each
-COLOURS = 6  # of systems, in the template
-TEXT_HEADS = ("system", "with 95 % interval", "word")  # over columns that begin at the left
-CAPTIONS = {"posteriors": "log-mel spectrogram, and probabilities of CTC's symbols",
-            "attention": "encoder frames that each character of the reference looked at"}
+CONFUSIONS = 15  # listed of each kind
+SPEAKERS = 50  # listed, the worst
+BINS = 5  # of duration, with equally many utterances
+COLOURS = 6  # for systems, defined in the template
+TEXT_HEADS = ("system", "with 95 % interval", "word")  # of left-aligned columns
+CAPTIONS = {"posteriors": "log-mel spectrogram, and posteriors of CTC",
+            "attention": "attention of each token of the reference over encoder frames"}
 SECTIONS = {"results": "Results", "durations": "By duration", "speakers": "By speaker",
             "confusions": "Confusions", "worst": "Worst utterances", "method": "How it was measured"}
 METHOD = ("WER and CER are errors over reference words and characters, summed over a split. Intervals hold 95 % of "
@@ -41,40 +41,39 @@ METHOD = ("WER and CER are errors over reference words and characters, summed ov
           "compared on the same draws (matched pairs). Utterances of one speaker resemble each other, so with few "
           "speakers the intervals are too narrow for other people. The real-time factor is the time of network and "
           "search, without reading audio, over the duration of the audio.")
-Groups = dict[str, list[int]]  # rows of a table: label to places in the list of outcomes
+Groups = dict[str, list[int]]  # label of a row to indices of outcomes
 
 
-class Exhibit(NamedTuple):
-    """What shows how an utterance sounds, and how networks heard it."""
+class Illustration(NamedTuple):
+    """The sound of an utterance, and figures of how networks recognised it."""
 
-    clip: Tensor  # (S,) float32 at SAMPLE_RATE
+    waveform: Tensor  # (S,) float32 at SAMPLE_RATE
     figures: list[tuple[str, bytes]]  # caption and WebP
 
 
-def exhibit(networks: dict, outcome: Outcome) -> Exhibit:
-    """The sound of an utterance, and a figure a view of each named network. Raises AudioError."""
-    clip = load_audio(outcome.audio)
+def illustrate(networks: dict, outcome: Outcome) -> Illustration:
+    """Returns the sound of an utterance, and the diagnostic figures of each network by name. Raises AudioError."""
+    waveform = load_audio(outcome.audio, part=outcome.part)
     figures = []
     for name, network in networks.items():
         device, tokens = next(network.parameters()).device, torch.tensor([network.tokenizer.encode(outcome.reference)])
-        counts = torch.tensor([len(clip)]), torch.tensor([tokens.shape[1]])
-        batch = Batch(clip[None].to(device), counts[0].to(device), tokens.to(device), counts[1].to(device),
-                      [outcome.reference], [outcome.id], [])
+        batch = Batch(waveform[None].to(device), torch.tensor([len(waveform)], device=device), tokens.to(device),
+                      torch.tensor([tokens.shape[1]], device=device), [outcome.reference], [outcome.id], [])
         with torch.inference_mode():
             images = diagnostic_images(network, batch, titles=False, format="webp", pil_kwargs={"quality": 75})
         figures += [(f"{name}: {CAPTIONS.get(kind, kind)}", image) for kind, image in images.items()]
-    return Exhibit(clip, figures)
+    return Illustration(waveform, figures)
 
 
-def build_page(*, about: dict, results: list[Result], notes: list[str],
-               worst: list[tuple[list[tuple[Result, Outcome]], Exhibit]]) -> str:
-    """The whole page.
+def build_html(*, about: dict, results: list[Result], notes: list[str],
+               worst: list[tuple[list[tuple[Result, Outcome]], Illustration]]) -> str:
+    """Returns the report as HTML.
 
     Args:
         about: what was measured: `systems` (name, weights, decoding), `test_sets`, `code`, `date`, `device`, `limit`.
         results: the systems in one order on every split.
         notes: lines on the data, such as what was left out.
-        worst: rows of `utils.report.report.worst_utterances`, each with its exhibit.
+        worst: rows of `utils.report.report.worst_utterances`, each with its illustration.
     """
     colours = {name: f"s{i % COLOURS}" for i, name in enumerate(dict.fromkeys(one.system for one in results))}
     parts = {"results": _results(results, compare(results), colours),
@@ -89,11 +88,11 @@ def build_page(*, about: dict, results: list[Result], notes: list[str],
 
 
 def _facts(about: dict) -> dict[str, str]:
-    """The head's list: where the weights come from, and which options of decoding are not the default."""
+    """Returns the list at the top: where the weights come from, and the decoding options that are not the default."""
     facts, default = {}, asdict(DecodingOptions())
     for system in about["systems"]:
         changed = ", ".join(f"{name} {value}" for name, value in system["decoding"].items()
-                            if value != default[name] and (value or default[name]))  # an empty list is an empty tuple
+                            if value not in (default[name], []))
         facts[system["name"]] = " + ".join(system["weights"]) + (f"; {changed}" if changed else "")
     limit = f"; only {about['limit']} utterances of each" if about["limit"] else ""
     return {**facts, "test sets": f"{', '.join(about['test_sets'])} in {about['data_root']}{limit}",
@@ -131,20 +130,20 @@ def _comparisons(comparisons: list[tuple[Result, Result, Comparison]]) -> str:
 
 def _groups(results: list[Result], colours: dict[str, str], kind: str,
             divide: Callable[[list[Outcome]], Groups]) -> str:
-    """A table a split: one row a group of utterances, the systems side by side."""
+    """Returns one table per split: one row per group of utterances, the systems side by side."""
     tables = []
     for split in dict.fromkeys(result.split for result in results):
-        shown = [result for result in results if result.split == split]
-        groups = divide(shown[0].outcomes)
-        cells = {label: [[one.outcomes[i] for i in places] for one in shown] for label, places in groups.items()}
+        systems = [result for result in results if result.split == split]
+        groups = divide(systems[0].outcomes)
+        cells = {label: [[one.outcomes[i] for i in indices] for one in systems] for label, indices in groups.items()}
         rates = {label: [(_wer(part), interval(part)) for part in parts] for label, parts in cells.items()}
         order = sorted(rates, key=lambda label: -rates[label][0][0])[:SPEAKERS] if kind == "speaker" else list(rates)
         top = max(found.high for label in order for _, found in rates[label])
         rows = [[_name(label), f"<td>{len(groups[label]):,}</td>",
                  f"<td>{sum(one.words for one in cells[label][0]):,}</td>",
-                 *(cell for one, rate in zip(shown, rates[label], strict=True)
+                 *(cell for one, rate in zip(systems, rates[label], strict=True)
                    for cell in _rate(*rate, top, colours[one.system]))] for label in order]
-        heads = [kind, "utterances", "words"] + [head for one in shown
+        heads = [kind, "utterances", "words"] + [head for one in systems
                                                  for head in ("WER %", _system(one.system, colours))]
         left = f", the worst {len(order)} of {len(rates)}" if len(order) < len(rates) else ""
         tables.append(_table(f"{split}{left}", heads, rows))
@@ -152,7 +151,7 @@ def _groups(results: list[Result], colours: dict[str, str], kind: str,
 
 
 def _by_duration(outcomes: list[Outcome]) -> Groups:
-    """About as many utterances a group; the labels give the seconds."""
+    """Divides utterances into equally large groups by duration, whose labels give the seconds."""
     seconds = np.array([one.seconds for one in outcomes])
     edges = np.unique(np.quantile(seconds, np.linspace(0, 1, BINS + 1)[1:-1]).round(1))
     bins = np.digitize(seconds, edges)
@@ -185,30 +184,30 @@ def _confusion_table(kind: str, found: list[tuple[Edit, int]]) -> str:
     total = sum(count for _, count in found)
     if not total:
         return f'<p class="soft">no {kind}s</p>'
-    rows = [[f'<td class="text">{_edit(edit)}</td>', f"<td>{count:,}</td>"] for edit, count in found[:SHOWN]]
-    more = f", the most frequent {SHOWN} of {len(found):,} different ones" if len(found) > SHOWN else ""
+    rows = [[f'<td class="text">{_edit(edit)}</td>', f"<td>{count:,}</td>"] for edit, count in found[:CONFUSIONS]]
+    more = f", the most frequent {CONFUSIONS} of {len(found):,} different ones" if len(found) > CONFUSIONS else ""
     return _table(f"{total:,} {kind}{'' if total == 1 else 's'}{more}", ["word", "times"], rows)
 
 
 def _worst(worst: list) -> str:
     if not worst:
         return "<p>Every word was recognised.</p>"
-    legend = ("Those with the most word errors. <del>word</del> was said and not recognised, <ins>word</ins> was "
-              "written and not said; side by side, one was taken for the other.")
-    return f"<p>{legend}</p>" + "".join(_article(row, exhibit) for row, exhibit in worst)
+    legend = ("The utterances with the most word errors. <del>word</del> was said and not recognised, <ins>word</ins> "
+              "was recognised and not said; side by side, one was taken for the other.")
+    return f"<p>{legend}</p>" + "".join(_article(row, illustration) for row, illustration in worst)
 
 
-def _article(row: list[tuple[Result, Outcome]], exhibit: Exhibit) -> str:
+def _article(row: list[tuple[Result, Outcome]], illustration: Illustration) -> str:
     result, first = row[0]
     where = f"{result.split}, speaker {first.speaker}, {first.seconds:.1f} s"
     diffs = "".join(f'<p class="diff"><b>{escape(one_result.system)}: {one.errors} of {one.words} words wrong</b>'
                     f"{' '.join(map(_edit, one.edits))}</p>" for one_result, one in row)
-    clip = f'<audio controls preload="none" src="{_uri("audio/mpeg", encode_clip(exhibit.clip))}"></audio>'
+    audio = f'<audio controls preload="none" src="{_uri("audio/mpeg", encode_mp3(illustration.waveform))}"></audio>'
     figures = "".join(f'<figure><img loading="lazy" alt="{escape(caption)}" src="{_uri("image/webp", image)}">'
-                      f"<figcaption>{escape(caption)}</figcaption></figure>" for caption, image in exhibit.figures)
-    heard = f"<details><summary>Spectrogram and output</summary>{figures}</details>" if figures else ""
+                      f"<figcaption>{escape(caption)}</figcaption></figure>" for caption, image in illustration.figures)
+    details = f"<details><summary>Spectrogram and output</summary>{figures}</details>" if figures else ""
     return (f'<article><header><h3>{escape(first.id)}</h3><span class="soft">{escape(where)}</span></header>'
-            f"{diffs}{clip}{heard}</article>\n")
+            f"{diffs}{audio}{details}</article>\n")
 
 
 def _edit(edit: Edit) -> str:
@@ -218,8 +217,8 @@ def _edit(edit: Edit) -> str:
     return lost + (f"<ins>{escape(edit.hypothesis)}</ins>" if edit.hypothesis else "")
 
 
-def encode_clip(waveform: Tensor) -> bytes:
-    """(S,) samples as MP3, which every browser plays, about 4 kB a second."""
+def encode_mp3(waveform: Tensor) -> bytes:
+    """Encodes (S,) samples as MP3, which every browser plays, about 4 kB per second."""
     sound = io.BytesIO()
     soundfile.write(sound, waveform.clamp(-1, 1).numpy(), SAMPLE_RATE, format="MP3")
     return sound.getvalue()
@@ -230,15 +229,15 @@ def _uri(kind: str, content: bytes) -> str:
 
 
 def _table(caption: str, heads: list[str], rows: Iterable[list[str]]) -> str:
-    texts = ["text" if name in TEXT_HEADS or "<" in name else "" for name in heads]  # "<": a system's name
-    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in zip(texts, heads, strict=True))
+    kinds = ["text" if name in TEXT_HEADS or "<" in name else "" for name in heads]  # "<": a system's name
+    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in zip(kinds, heads, strict=True))
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>\n{body}\n</tbody></table></div>\n")
 
 
 def _rate(rate: float, found: tuple[float, float], top: float, colour: str) -> list[str]:
-    """A number, and a bar with its interval; `top` is the rate at the right edge."""
+    """Returns the cells of a rate: the number, and a bar with its interval; `top` is the rate at the right edge."""
     width, low, high = (f"{100 * value / max(top, 1e-9):.2f}" for value in (rate, *found))
     label = f"{100 * rate:.2f} %, 95 % interval {100 * found[0]:.2f} to {100 * found[1]:.2f} %"
     svg = (f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{label}</title>'

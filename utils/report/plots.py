@@ -129,22 +129,40 @@ def curve_figure(histories: dict[str, list[dict]]):
     return figure
 
 
-def surface_figure(rates: dict[tuple[float, float], float], best: tuple[float, float], title: str):
-    """Draws word error rates over the (alpha, beta) that were tried, the best marked; returns a matplotlib Figure."""
+def surface_figure(rates: dict[tuple[float, ...], float], names: list[str], best: tuple[float, ...], title: str):
+    """Draws word error rates over the weights of decoding that were tried, the best marked.
+
+    Two weights that vary are the axes of one map; other numbers of them get one panel each, with the WER as height.
+
+    Args:
+        rates: WER at each point, fractions.
+        names: of the weights that a point consists of.
+        best: the point chosen.
+        title: of the figure.
+
+    Returns a matplotlib Figure.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axis = figure.subplots()
-    alphas, betas = zip(*rates, strict=True)
+    axes = [i for i in range(len(names)) if len({point[i] for point in rates}) > 1] or [0]
+    figure = Figure(figsize=(7 if len(axes) <= 2 else 3.5 * len(axes), 5), layout="constrained")
+    figure.suptitle(printable(title))
     percent = [100 * rate for rate in rates.values()]
-    if len(set(alphas)) > 1 and len(set(betas)) > 1:  # else they lie on a line, over which nothing can be drawn
-        axis.tricontourf(alphas, betas, percent, levels=20, cmap="viridis_r")
-    points = axis.scatter(alphas, betas, c=percent, cmap="viridis_r", edgecolors="white", s=30)
-    axis.scatter(*best, marker="*", s=300, color="red", edgecolors="white",
-                 label=f"alpha {best[0]:g}, beta {best[1]:g}: {100 * rates[best]:.2f} %")
-    figure.colorbar(points, label="word error rate (%)")
-    axis.margins(0.04)
-    axis.set(title=printable(title), xlabel="alpha, weight of the n-gram", ylabel="beta, bonus for a word")
+    chosen = ", ".join(f"{name} {value:g}" for name, value in zip(names, best, strict=True))
+    mark = {"marker": "*", "s": 300, "color": "red", "edgecolors": "white",
+            "label": f"{chosen}: {100 * rates[best]:.2f} %"}
+    if len(axes) == 2:
+        axis, (x, y) = figure.subplots(), ([point[i] for point in rates] for i in axes)
+        axis.tricontourf(x, y, percent, levels=20, cmap="viridis_r")
+        points = axis.scatter(x, y, c=percent, cmap="viridis_r", edgecolors="white", s=30)
+        axis.scatter(*(best[i] for i in axes), **mark)
+        figure.colorbar(points, label="word error rate (%)")
+        axis.set(xlabel=names[axes[0]], ylabel=names[axes[1]])
+    else:
+        for i, axis in zip(axes, figure.subplots(1, len(axes), sharey=True, squeeze=False)[0], strict=True):
+            axis.scatter([point[i] for point in rates], percent)
+            axis.scatter(best[i], 100 * rates[best], **mark)
+            axis.set(xlabel=names[i], ylabel="word error rate (%)")
     axis.legend(loc="upper right")
     return figure
 

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.files.atomic import atomic_write
 from utils.metrics import Edit, ErrorCounts, align_words, count_errors
 from utils.report.significance import LEVEL, Comparison, Interval, bootstrap_interval, compare_systems
 
@@ -28,6 +27,7 @@ class Outcome(NamedTuple):
     speaker: str
     seconds: float
     audio: str  # path
+    part: tuple[float, float] | None  # begin and duration in seconds; None for the whole file
     reference: str
     hypothesis: str
     edits: list[Edit]
@@ -87,6 +87,15 @@ class Result:
         return self.compute_seconds / sum(one.seconds for one in self.outcomes)
 
 
+def short_names(paths: list[str]) -> dict[str, str]:
+    """Returns paths by the name of their run's folder and their own, or by the whole path where that is not unique."""
+    names = []
+    for path in map(Path, paths):
+        folder = path.absolute().parent
+        names.append(f"{(folder.parent if folder.name == 'checkpoints' else folder).name}/{path.stem}")
+    return {name if names.count(name) == 1 else path: path for name, path in zip(names, paths, strict=True)}
+
+
 def build_outcomes(utterances: list, texts: list[list[str]]) -> list[Outcome]:
     """Outcomes of N utterances (with id, speaker, seconds, audio and text) from their n-best texts."""
     references = [one.text for one, n_best in zip(utterances, texts, strict=True) for _ in n_best]
@@ -95,7 +104,8 @@ def build_outcomes(utterances: list, texts: list[list[str]]) -> list[Outcome]:
     for one, n_best in zip(utterances, texts, strict=True):
         edits = list(islice(aligned, len(n_best)))
         least = min(sum(edit.kind != "hit" for edit in path) for path in edits)
-        outcomes.append(Outcome(one.id, one.speaker, one.seconds, one.audio, one.text, n_best[0], edits[0], least))
+        outcomes.append(Outcome(one.id, one.speaker, one.seconds, one.audio, one.part, one.text, n_best[0], edits[0],
+                                least))
     return outcomes
 
 
@@ -226,9 +236,3 @@ def _aligned(edits: list[Edit]) -> str:
                         _MARKS[edit.kind].ljust(size)])
     rows = zip(("REF:", "HYP:", "    "), *columns, strict=True)
     return "".join(" ".join(row).rstrip() + "\n" for row in rows)
-
-
-def write_files(folder: Path, files: dict[str, str]) -> None:
-    """Writes each beside its place and moves it there, so that none is ever half there. Raises OSError."""
-    for name, content in files.items():
-        atomic_write(folder / name, content)
