@@ -1,0 +1,89 @@
+"""The folder of a corpus that this package makes, in LibriSpeech's layout: it appears when it is complete.
+
+    OUTPUT/corpus.json                                  settings and counts
+    OUTPUT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac
+    OUTPUT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.index import DataError
+from utils.files.atomic import atomic_write, exclusive_lock
+
+DESCRIPTION = "corpus.json"
+SETTINGS = ".settings.json"  # in a folder that is not complete
+
+
+def read_description(output: Path, settings: dict) -> dict | None:
+    """Returns the description of the complete corpus in `output`, or None where there is nothing yet.
+
+    Raises DataError where `output` holds a corpus of other settings, or something else.
+    """
+    if (output / DESCRIPTION).is_file():
+        description = json.loads((output / DESCRIPTION).read_text(encoding="utf-8"))
+        if description.get("settings") == settings:
+            return description
+        raise DataError(f"{output} was built with other settings: delete it or choose another --output")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} holds something that is no corpus of this command: choose another --output")
+    return None
+
+
+@contextmanager
+def new_corpus(output: Path, settings: dict) -> Iterator[Path]:
+    """Yields the folder `OUTPUT.partial`, which becomes `output` at the end of the block.
+
+    After an error or a kill it stays, and the next build with the same settings finds what is in it; a build with
+    other settings empties it. Raises DataError where another process builds the same corpus.
+    """
+    partial = output.with_name(f"{output.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive_lock(partial):
+            _keep_or_empty(partial, settings)
+            yield partial
+            (partial / SETTINGS).unlink()
+            (partial / ".lock").unlink()
+            if output.exists():
+                output.rmdir()  # it is empty, or `read_description` had refused it
+            partial.rename(output)
+    except BlockingIOError:
+        raise DataError(f"{partial} is in use by another process: wait for it, or choose another --output") from None
+
+
+def _keep_or_empty(partial: Path, settings: dict) -> None:
+    text = json.dumps(settings)
+    if (partial / SETTINGS).is_file() and (partial / SETTINGS).read_text() == text:
+        return
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+    atomic_write(partial / SETTINGS, text)
+
+
+def write_transcripts(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Writes the ids and texts of one chapter, whose folder is `SPEAKER/CHAPTER`."""
+    lines = "".join(f"{utterance} {text}\n" for utterance, text in sorted(rows))
+    atomic_write(folder / f"{folder.parent.name}-{folder.name}.trans.txt", lines)
+
+
+def write_description(folder: Path, settings: dict, durations: Iterable[tuple[str, str, float]]) -> dict:
+    """Writes corpus.json and returns its content: the settings, and hours, utterances and speakers of each split.
+
+    Args:
+        durations: split, speaker and seconds of each utterance.
+    """
+    splits: dict[str, list[tuple[str, float]]] = {}
+    for split, speaker, seconds in durations:
+        splits.setdefault(split, []).append((speaker, seconds))
+    counts = {split: {"hours": round(sum(seconds for _, seconds in rows) / 3600, 4), "utterances": len(rows),
+                      "speakers": len({speaker for speaker, _ in rows})} for split, rows in splits.items()}
+    description = {"settings": settings, "splits": counts}
+    atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return description
