@@ -1,4 +1,4 @@
-"""The speller of Listen, Attend and Spell: how much faster than a plain loop over its steps?
+"""The fast path of Listen, Attend and Spell's speller: how much faster than a plain loop over its steps?
 
     python -m benchmarks.las
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import benchmark_parser, clock_of, machine_rates, medians, prepare, show
 from models import Recognizer
+from models.fast_speller import fast_forward
 from models.speller import Speller
 from utils.audio import SAMPLE_RATE
 from utils.types import Batch
@@ -47,7 +48,7 @@ class PlainSpeller(nn.Module):
             self.cells.append(cell)
 
     def forward(self, tokens: Tensor, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, U) characters, (B, T, H) listener frames and (B,) lengths to what `Speller.forward` gives."""
+        """(B, U) characters, (B, T, H) listener frames and (B,) lengths to what `fast_forward` gives."""
         states = [(frames.new_zeros(len(tokens), self.size),) * 2 for _ in self.cells]
         context, weights = frames.new_zeros(len(tokens), frames.shape[2]), frames.new_zeros(frames.shape[:2])
         log_probs, maps = [], []
@@ -104,13 +105,13 @@ def speller_rows(attention: str, args, device: torch.device) -> list[dict]:
     frames = torch.randn(args.batch_size, round(args.seconds / FRAME), network.listener.outputs, device=device)
     lengths = torch.full((len(frames),), frames.shape[1], device=device)
 
-    def alone(spell: Callable) -> Callable[[], Tensor]:
-        listened = frames.clone().requires_grad_()
-        return lambda: -spell(listened)[0].gather(2, batch.tokens[..., None]).mean()
+    def alone(forward: Callable) -> Callable[[], Tensor]:
+        x = frames.clone().requires_grad_()
+        return lambda: -forward(x)[0].gather(2, batch.tokens[..., None]).mean()
 
-    def whole(spell: Callable | None) -> Callable[[], Tensor]:
+    def whole(forward: Callable | None) -> Callable[[], Tensor]:
         def loss() -> Tensor:
-            network.spell = spell or type(network).spell.__get__(network)
+            network.attend_and_spell = forward or type(network).attend_and_spell.__get__(network)
             return network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
         return loss
 
@@ -120,8 +121,8 @@ def speller_rows(attention: str, args, device: torch.device) -> list[dict]:
 
     rows = compare(f"speller, {attention}", {
         "plain": descent(plain, alone(lambda x: plain(batch.tokens, x, lengths))),
-        "ours": descent(speller, alone(lambda x: speller(batch.tokens, speller.attention.precompute(x, lengths))))},
-        args)
+        "ours": descent(speller, alone(
+            lambda x: fast_forward(speller, batch.tokens, speller.attention.precompute(x, lengths))))}, args)
     return rows + compare(f"training step, {attention}", {
         "plain": descent(plain, whole(plainly)), "ours": descent(speller, whole(None))}, args)
 

@@ -17,18 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.components.attention import AttentionType, near_diagonal
+from models.components.attention import AttentionType, soft_diagonal
 from models.components.masks import Lengths, length_mask
 from models.ctc import ctc_loss
+from models.fast_speller import fast_forward
 from models.listener import Frontend, Listener, ListenerOutput
 from models.recognizer import Recognizer
-from models.speller import Speller
+from models.speller import Speller, SpellerScorer
 from utils.audio import SAMPLE_RATE
 from utils.decoding.alignment import align_ctc, join_words
-from utils.decoding.beam_search import Hypothesis, beam_search, weighted_sum
-from utils.decoding.ctc import prefix_step
+from utils.decoding.beam_search import Hypothesis, WeightedScorers, beam_search
 from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.scorers import CTCPrefixScorer
 from utils.lm.ngram import NGram
+from utils.lm.scorer import NGramScorer
 from utils.types import Batch, Candidate, Word
 
 CHARACTERS_A_SECOND = 30  # no speech is quicker; it bounds a hypothesis that repeats itself
@@ -97,23 +99,23 @@ class LAS(Recognizer, name="las"):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, U + 1, V) log-probabilities of each character after the ones before it, and of the end, and lengths."""
-        log_probs, _ = self.spell(self.encode(batch.waveforms, batch.sample_counts), batch)
+        log_probs, _ = self.attend_and_spell(self.encode(batch.waveforms, batch.sample_counts), batch)
         return log_probs, batch.token_counts + 1
 
-    def spell(self, encoding: ListenerOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    def attend_and_spell(self, encoding: ListenerOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, U + 1, V) log-probabilities and (B, U + 1, T) attention weights, the reference as input."""
         inputs = F.pad(batch.tokens, (1, 0), value=self.tokenizer.sos)
         memory = self.speller.attention.precompute(encoding.frames, encoding.lengths)
         ramp = min(1.0, self.steps / max(self.scheduled_sampling_steps, 1))
         rate = self.scheduled_sampling * ramp if self.training else 0.0
-        return self.speller(inputs, memory, rate)
+        return fast_forward(self.speller, inputs, memory, rate)
 
     def loss(self, encoding: ListenerOutput, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch: smoothed cross-entropy, CTC where it is on, and what descends.
 
         `diagonality` tells at once where attention has not aligned.
         """
-        log_probs, weights = self.spell(encoding, batch)
+        log_probs, weights = self.attend_and_spell(encoding, batch)
         sums = {"attention": self.cross_entropy(log_probs, batch),
                 "diagonality": self.diagonality(weights, encoding, batch)}
         sums["loss"] = sums["attention"]
@@ -136,8 +138,8 @@ class LAS(Recognizer, name="las"):
         return losses.masked_fill(~length_mask(batch.token_counts + 1, losses.shape[1]), 0.0).sum()
 
     def diagonality(self, weights: Tensor, encoding: ListenerOutput, batch: Batch) -> Tensor:
-        """Attention near the diagonal, summed over characters: from 0 to 1 each (`near_diagonal`)."""
-        near = near_diagonal(batch.token_counts, encoding.lengths, weights.shape[1:])
+        """Attention near the diagonal, summed over characters: from 0 to 1 each (`soft_diagonal`)."""
+        near = soft_diagonal(batch.token_counts, encoding.lengths, weights.shape[1:])
         steps = (weights * near).sum(dim=2)  # (B, U + 1)
         return steps.masked_fill(~length_mask(batch.token_counts, steps.shape[1]), 0.0).sum()
 
@@ -172,30 +174,28 @@ class LAS(Recognizer, name="las"):
 
     def _beam_search(self, encoding: ListenerOutput, options: DecodingOptions,
                      lm: NGram | None) -> list[list[Hypothesis]]:
-        """The speller, CTC and the n-gram as one model of the next character."""
+        """Returns the best hypotheses of each utterance by speller, CTC and n-gram together."""
         size = options.beam_size if options.decoder == "beam" else 1
-        memory = self.speller.attention.precompute(encoding.frames, encoding.lengths).repeat(size)
-        weight = options.ctc_score_weight if self.ctc is not None else 0.0
-        models = [(1 - weight, (lambda tokens, state: self.speller.step(tokens, state, memory),
-                                self.speller.start(memory)))]
-        if weight:
-            log_probs, lengths = (part.repeat_interleave(size, dim=0) for part in self.ctc_log_probs(encoding))
-            models.append((weight, prefix_step(log_probs, lengths, blank=self.tokenizer.blank,
-                                               start=self.tokenizer.sos, eos=self.tokenizer.eos,
-                                               classes=self.tokenizer.size)))
-        if lm is not None:
-            models.append((options.alpha, lm.step(len(memory.valid))))
-        models = [(share, model) for share, model in models if share > 0]
-
-        def penalty(states: tuple) -> Tensor:  # frames that no character looked at (Wu et al. 2016, equation 14)
-            seen = states[0].coverage.clamp(1e-9, 1.0).log().masked_fill(~memory.valid, 0.0)
-            return options.coverage_weight * seen.sum(dim=1)
-
         return beam_search(
-            weighted_sum([(share, step) for share, (step, _) in models]), tuple(state for _, (_, state) in models),
-            start=self.tokenizer.sos, eos=self.tokenizer.eos, max_tokens=self.max_tokens(encoding), beam_size=size,
-            nbest=options.nbest, length_power=options.length_power if size > 1 else 0.0,
-            penalty=penalty if options.coverage_weight and weight < 1 else None)
+            self._scorers(encoding, options, lm, size), start=self.tokenizer.sos, eos=self.tokenizer.eos,
+            max_tokens=self.max_tokens(encoding), beam_size=size, nbest=options.nbest,
+            length_power=options.length_power if size > 1 else 0.0)
+
+    def _scorers(self, encoding: ListenerOutput, options: DecodingOptions, lm: NGram | None,
+                 size: int) -> WeightedScorers:
+        """Returns the scorers of `size` hypotheses per utterance that have a weight, with their weights."""
+        tokenizer, scorers = self.tokenizer, []
+        ctc_weight = options.ctc_score_weight if self.ctc is not None else 0.0
+        if ctc_weight < 1:
+            memory = self.speller.attention.precompute(encoding.frames, encoding.lengths).repeat(size)
+            scorers.append((1 - ctc_weight, SpellerScorer(self.speller, memory, options.coverage_weight)))
+        if ctc_weight > 0:
+            log_probs, lengths = (part.repeat_interleave(size, dim=0) for part in self.ctc_log_probs(encoding))
+            scorers.append((ctc_weight, CTCPrefixScorer(log_probs, lengths, blank=tokenizer.blank, start=tokenizer.sos,
+                                                        eos=tokenizer.eos, classes=tokenizer.size)))
+        if lm is not None and options.alpha > 0:
+            scorers.append((options.alpha, NGramScorer(lm, size * len(encoding.lengths))))
+        return scorers
 
     def align(self, encoding: ListenerOutput, texts: list[str]) -> list[list[Word]]:
         """Words by forced alignment where there is CTC and it can spell the text, else by attention."""
@@ -213,7 +213,7 @@ class LAS(Recognizer, name="las"):
         """A character is where its attention is centred, and lasts as long as an encoder frame."""
         tokens = [torch.tensor(self.tokenizer.encode(text), device=encoding.frames.device) for text in texts]
         batch = Batch(None, None, pad_sequence(tokens, batch_first=True).long(), None, texts, texts, [])
-        log_probs, weights = self.spell(encoding, batch)
+        log_probs, weights = self.attend_and_spell(encoding, batch)
         frames = torch.arange(weights.shape[2], device=weights.device, dtype=weights.dtype)
         seconds = self.ctc_frame_samples / SAMPLE_RATE * 2 ** (len(self.listener.pyramid) - self.listener.ctc_layers)
         centres = ((weights @ frames) * seconds).tolist()  # (B, U + 1)
@@ -227,7 +227,7 @@ class LAS(Recognizer, name="las"):
     def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
         """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""
         encoding = self.encode(batch.waveforms, batch.sample_counts)
-        _, weights = self.spell(encoding, batch)
+        _, weights = self.attend_and_spell(encoding, batch)
         sizes = zip(batch.token_counts + 1, encoding.lengths, strict=True)
         views = {"attention": [w[:u, :t] for w, (u, t) in zip(weights, sizes, strict=True)]}
         if self.ctc is not None:

@@ -1,12 +1,12 @@
-"""The speller of Listen, Attend and Spell (Chan et al. 2015, section 3.2): characters, one after the other."""
+"""The speller of Listen, Attend and Spell (Chan et al. 2015, arXiv:1508.01211v2, section 3.2)."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.components.attention import ATTENTIONS, AttentionType, Memory, Product
-from models.components.unrolled import UnrolledLSTM, UnrolledProducts
+from models.components.attention import ATTENTIONS, AttentionType, Memory
+from utils.decoding.scorers import Scorer
 
 
 class SpellerState(NamedTuple):
@@ -19,94 +19,128 @@ class SpellerState(NamedTuple):
     coverage: Tensor  # (N, T) attention so far
 
 
+class LSTMCell(nn.Linear):
+    """`nn.LSTMCell` with one weight for [input, hidden], one bias, and gates in float32 under every precision."""
+
+    def __init__(self, input_size: int, size: int):
+        super().__init__(input_size + size, 4 * size)
+        nn.init.ones_(self.bias[size : 2 * size])  # forget gates begin open
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, gates: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """Returns the next (N, D) hidden state and cell.
+
+        `gates`, (N, 4 D), are added to the cell's own: the share of another input, multiplied elsewhere.
+        """
+        inputs = torch.cat([x, h], dim=-1).to(self.weight.dtype)
+        i, f, g, o = (super().forward(inputs).float() + gates).chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
 class Speller(nn.Module):
-    """LSTM layers fed with the last character and the last context, attention, and a perceptron.
+    """LSTM layers fed with the last character and the last context, attention, and a perceptron."""
 
-    All that needs no state of the step before is done for all steps at once: what the embedded
-    characters add to the first layer's gates, the classification, and the gradients of what all steps read.
-    """
-
-    def __init__(self, memory_size: int, classes: int, silent: list[int], *, size: int, layers: int,
+    def __init__(self, memory_size: int, classes: int, impossible: list[int], *, size: int, layers: int,
                  attention: AttentionType, attention_size: int, embedding_size: int, tied: bool, dropout: float):
         super().__init__()
         self.size = size
         self.embedding = nn.Embedding(classes, embedding_size)
-        self.characters = nn.Linear(embedding_size, 4 * size, bias=False)
-        inputs = [memory_size] + [size] * (layers - 1)
-        self.gates = nn.ModuleList(nn.Linear(count + size, 4 * size) for count in inputs)
-        for gates in self.gates:
-            nn.init.ones_(gates.bias[size : 2 * size])  # forget gates begin open
+        self.characters = nn.Linear(embedding_size, 4 * size, bias=False)  # their share of the first layer's gates
+        self.gates = nn.ModuleList(LSTMCell(size if i else memory_size, size) for i in range(layers))
         self.attention = ATTENTIONS[attention](size, memory_size, attention_size)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(size + memory_size, embedding_size)
         self.output = nn.Linear(embedding_size, classes)
         if tied:
             self.output.weight = self.embedding.weight
-        impossible = torch.zeros(classes, dtype=torch.bool)
-        impossible[silent] = True
-        self.register_buffer("impossible", impossible, persistent=False)  # classes that are never spelled
+        mask = torch.zeros(classes, dtype=torch.bool)
+        mask[impossible] = True
+        self.register_buffer("impossible", mask, persistent=False)  # (V,) classes that are never predicted
 
-    def forward(self, tokens: Tensor, memory: Memory, scheduled_sampling: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Spells with the given characters as inputs (teacher forcing).
-
-        Args:
-            tokens: (B, U) input of each step, `<sos>` first.
-            memory: what the listener heard.
-            scheduled_sampling: share of the inputs that are drawn from the speller's own last prediction
-                instead (section 3.3; Bengio et al. 2015).
-
-        Returns (B, U, V) float32 log-probabilities and (B, U, T) attention weights.
-        """
-        (size, steps), state, outputs, weights = tokens.shape, self.start(memory), [], []
-        layers, product = [UnrolledLSTM(gates, steps, size) for gates in self.gates], UnrolledProducts(steps)
-        sampled = torch.rand(tokens.shape) < scheduled_sampling  # on the CPU, so that asking stalls no device
-        characters = self.characters(self.embedding(tokens)).unbind(1)
-        for u, gates in enumerate(characters):
-            if u and sampled[:, u].any():
-                drawn = sample(self.classify(outputs[-1]).detach())
-                token = torch.where(sampled[:, u].to(tokens.device), drawn, tokens[:, u])
-                gates = self.characters(self.embedding(token))
-            output, state = self._advance(gates, state, memory, layers, product)
-            outputs.append(output)
-            weights.append(state.weights)
-        return self.classify(torch.stack(outputs, dim=1)), torch.stack(weights, dim=1)
-
-    def start(self, memory: Memory) -> SpellerState:
-        """The state before the first character."""
+    def initial(self, memory: Memory) -> SpellerState:
+        """Returns the state before the first character."""
         size, frames = memory.valid.shape
         zeros = memory.values.new_zeros
-        nothing = tuple(zeros(size, self.size) for _ in self.gates)
-        return SpellerState(hidden=nothing, cells=nothing, context=zeros(size, memory.values.shape[2]),
+        layers = tuple(zeros(size, self.size) for _ in self.gates)
+        return SpellerState(hidden=layers, cells=layers, context=zeros(size, memory.values.shape[2]),
                             weights=zeros(size, frames), coverage=zeros(size, frames))
 
     def step(self, tokens: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
-        """One character: (N,) last tokens to (N, V) log-probabilities of the next, and the state after."""
-        layers = [UnrolledLSTM(gates, 1, len(tokens)) for gates in self.gates]
-        output, state = self._advance(self.characters(self.embedding(tokens)), state, memory, layers)
-        return self.classify(output), state
+        """Returns the (N, V) log-probabilities of the next character after (N,) last ones, and the state after.
 
-    def _advance(self, gates: Tensor, state: SpellerState, memory: Memory, layers: list[UnrolledLSTM],
-                 product: Product = torch.matmul) -> tuple[Tensor, SpellerState]:
-        """s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1}); c_i = AttentionContext(s_i, h) (section 3.2).
-
-        `gates` is what y_{i-1} adds to the gates of the first layer. Returns (N, D + H) s_i and c_i.
+        s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1})                         equation 6
+        c_i = AttentionContext(s_i, h)                               equation 7
+        P(y_i | x, y_<i) = CharacterDistribution(s_i, c_i)           equation 8
         """
-        x, hidden, cells = state.context, [], []
-        for layer, h, c in zip(layers, state.hidden, state.cells, strict=True):
-            h, c = layer(x, h, c, gates)
+        hidden, cells = [], []
+        x, gates = state.context, self.characters(self.embedding(tokens))
+        for cell, h, c in zip(self.gates, state.hidden, state.cells, strict=True):
+            h, c = cell(x, h, c, gates)
             hidden.append(h)
             cells.append(c)
             x, gates = self.dropout(h), 0.0
-        context, weights = self.attention(x.to(self.hidden.weight.dtype), memory, state.weights, product)
-        state = SpellerState(tuple(hidden), tuple(cells), context, weights, state.coverage + weights)
-        return torch.cat([x, context], dim=-1).to(self.hidden.weight.dtype), state
+        x = x.to(self.hidden.weight.dtype)
+        context, weights = self.attention(x, memory, state.weights)
+        log_probs = self.classify(torch.cat([x, context.to(x.dtype)], dim=-1))
+        return log_probs, SpellerState(tuple(hidden), tuple(cells), context, weights, state.coverage + weights)
 
     def classify(self, outputs: Tensor) -> Tensor:
-        """P(y_i | x, y_<i) of s_i and c_i, by a perceptron and a softmax: log-probabilities, float32."""
+        """Returns (..., V) float32 log-probabilities of (..., D + H) s_i and c_i, by a perceptron and a softmax."""
         scores = self.output(self.dropout(self.hidden(outputs).tanh())).float()
         return scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1)
 
+    def forward(self, tokens: Tensor, memory: Memory, scheduled_sampling: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Predicts each character after the given ones before it (teacher forcing).
+
+        Training runs `models.fast_speller.fast_forward`, which gives the same.
+
+        Args:
+            tokens: (B, U) input of each step, `<sos>` first.
+            memory: the encoder output, by `attention.precompute`.
+            scheduled_sampling: share of the inputs that are drawn from the speller's own last prediction
+                instead (section 3.3; Bengio et al. 2015, arXiv:1506.03099v3).
+
+        Returns (B, U, V) float32 log-probabilities and (B, U, T) attention weights.
+        """
+        state, outputs, weights = self.initial(memory), [], []
+        sampled = torch.rand(tokens.shape) < scheduled_sampling  # on the CPU, so that asking stalls no device
+        for u, token in enumerate(tokens.unbind(1)):
+            if u and sampled[:, u].any():
+                token = torch.where(sampled[:, u].to(token.device), sample(outputs[-1].detach()), token)
+            log_probs, state = self.step(token, state, memory)
+            outputs.append(log_probs)
+            weights.append(state.weights)
+        return torch.stack(outputs, dim=1), torch.stack(weights, dim=1)
+
 
 def sample(log_probs: Tensor) -> Tensor:
-    """One class of each (..., V) distribution (Gumbel's trick, which asks the host for nothing)."""
+    """Draws one class from each (..., V) distribution (Gumbel's trick, which asks the host for nothing)."""
     return (log_probs - torch.empty_like(log_probs).exponential_().log()).argmax(dim=-1)
+
+
+class SpellerScorer(Scorer):
+    """The speller's log-probabilities, and a penalty on encoder frames that no character attended to.
+
+    Args:
+        speller: the network.
+        memory: of N hypotheses.
+        coverage_weight: beta of Wu et al. 2016, arXiv:1609.08144v2, equation 14.
+    """
+
+    def __init__(self, speller: Speller, memory: Memory, coverage_weight: float = 0.0):
+        self.speller, self.memory, self.coverage_weight = speller, memory, coverage_weight
+
+    def initial(self) -> SpellerState:
+        """Returns the state before the first character."""
+        return self.speller.initial(self.memory)
+
+    def score(self, tokens: Tensor, state: SpellerState) -> tuple[Tensor, SpellerState]:
+        """Returns (N, V) log-probabilities of the next characters, and the state after `tokens`."""
+        return self.speller.step(tokens, state, self.memory)
+
+    def final_score(self, state: SpellerState) -> Tensor | float:
+        """Returns coverage_weight * sum over frames of log(min(attention so far, 1)), (N,)."""
+        if not self.coverage_weight:
+            return 0.0
+        covered = state.coverage.clamp(1e-9, 1.0).log().masked_fill(~self.memory.valid, 0.0)
+        return self.coverage_weight * covered.sum(dim=1)

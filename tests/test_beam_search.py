@@ -7,14 +7,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.decoding.beam_search import beam_search, select, weighted_sum
-from utils.decoding.ctc import prefix_step
+from utils.decoding.beam_search import beam_search, select
+from utils.decoding.scorers import CTCPrefixScorer, Scorer
 
 START, EOS, CLASSES, LONGEST = 4, 5, 6, 4  # tokens 1 to 3 are characters, 0 is the blank
 TEXTS = [text for length in range(LONGEST + 1) for text in itertools.product((1, 2, 3), repeat=length)]
 
 
-def random_model(seed: int, utterances: int, copies: int):
+class Model(Scorer):
+    """A function of tokens and state, and the first state."""
+
+    def __init__(self, step, state, final=lambda state: 0.0):
+        self.step, self.state, self.final = step, state, final
+
+    def initial(self):
+        return self.state
+
+    def score(self, tokens, state):
+        return self.step(tokens, state)
+
+    def final_score(self, state):
+        return self.final(state)
+
+
+def random_model(seed: int, utterances: int, copies: int) -> Model:
     """A model whose prediction depends on the whole history: a random recurrent network. Each utterance its own."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(8, 8, generator=generator)
@@ -27,20 +43,29 @@ def random_model(seed: int, utterances: int, copies: int):
         scores[:, [0, START]] = -torch.inf
         return scores.log_softmax(-1), state
 
-    return step, state
+    return Model(step, state)
 
 
-def log_prob(step, state, text) -> float:
+def ctc_model(log_probs: torch.Tensor, lengths) -> CTCPrefixScorer:
+    return CTCPrefixScorer(log_probs, torch.as_tensor(lengths), blank=0, start=START, eos=EOS, classes=CLASSES)
+
+
+def search(*scorers: Scorer, **options):
+    """`beam_search` with weights of 1."""
+    return beam_search([(1.0, scorer) for scorer in scorers], start=START, eos=EOS, **options)
+
+
+def log_prob(scorer: Scorer, text) -> float:
     """Of one text that ends, by feeding it to the model of one hypothesis."""
-    total, last = 0.0, START
+    total, last, state = 0.0, START, scorer.initial()
     for token in (*text, EOS):
-        scores, state = step(torch.tensor([last]), state)
+        scores, state = scorer.score(torch.tensor([last]), state)
         total, last = total + scores[0, token].double().item(), token
     return total
 
 
-def exhaustive(step, state, power: float = 0.0, texts=TEXTS) -> list[tuple[float, list[int]]]:
-    found = [(log_prob(step, state, text) / (len(text) + 1) ** power, list(text)) for text in texts]
+def exhaustive(scorer: Scorer, power: float = 0.0, texts=TEXTS) -> list[tuple[float, list[int]]]:
+    found = [(log_prob(scorer, text) / (len(text) + 1) ** power, list(text)) for text in texts]
     return sorted(found, key=lambda pair: -pair[0])
 
 
@@ -49,16 +74,14 @@ def test_a_wide_beam_finds_the_best_texts(power):
     """Three utterances at once, each with its own longest text."""
     width, limits = 3 * len(TEXTS), torch.tensor([LONGEST, 2, 3])
     for seed in range(5):
-        step, state = random_model(seed, 3, width)
-        found = beam_search(step, state, start=START, eos=EOS, max_tokens=limits, beam_size=width, nbest=3,
-                            length_power=power)
+        model = random_model(seed, 3, width)
+        found = search(model, max_tokens=limits, beam_size=width, nbest=3, length_power=power)
         for i, hypotheses in enumerate(found):
             texts = [text for text in TEXTS if len(text) <= limits[i]]
-            expected = exhaustive(step, state[i * width : i * width + 1], power, texts)[:3]
+            one = Model(model.step, model.state[i * width : i * width + 1])
+            expected = exhaustive(one, power, texts)[:3]
             assert [h.tokens for h in hypotheses] == [text for _, text in expected]
             assert [h.score for h in hypotheses] == pytest.approx([score for score, _ in expected], abs=1e-5)
-            assert hypotheses[0].log_prob == pytest.approx(
-                hypotheses[0].score * (len(hypotheses[0].tokens) + 1) ** power, abs=1e-9)
 
 
 def test_a_wider_beam_is_never_worse():
@@ -66,21 +89,20 @@ def test_a_wider_beam_is_never_worse():
     for seed in range(20):
         best = []
         for width in (1, 2, 8, 128):
-            step, state = random_model(seed, 2, width)
-            options = {"start": START, "eos": EOS, "beam_size": width}
-            both = beam_search(step, state, max_tokens=torch.tensor([LONGEST, LONGEST]), **options)
-            alone = beam_search(step, state[width:], max_tokens=torch.tensor([LONGEST]), **options)
+            model = random_model(seed, 2, width)
+            both = search(model, max_tokens=torch.tensor([LONGEST, LONGEST]), beam_size=width)
+            alone = search(Model(model.step, model.state[width:]), max_tokens=torch.tensor([LONGEST]), beam_size=width)
             assert alone[0][0].tokens == both[1][0].tokens
             best.append(both[0][0].score)
         assert best[-1] >= max(best) - 1e-9
 
 
 def test_greedy_takes_the_likeliest_token():
-    step, state = random_model(3, 1, 1)
-    found, = beam_search(step, state, start=START, eos=EOS, max_tokens=torch.tensor([20]), beam_size=1)
-    last, tokens = START, []
+    model = random_model(3, 1, 1)
+    found, = search(model, max_tokens=torch.tensor([20]), beam_size=1)
+    last, tokens, state = START, [], model.initial()
     while len(tokens) < 20:
-        scores, state = step(torch.tensor([last]), state)
+        scores, state = model.score(torch.tensor([last]), state)
         last = scores[0].argmax().item()
         if last == EOS:
             break
@@ -96,8 +118,7 @@ def test_a_text_that_never_ends_is_ended():
         scores[:, 2] = 0.0
         return scores.log_softmax(-1), state
 
-    found, = beam_search(step, torch.zeros(4, 1), start=START, eos=EOS, max_tokens=torch.tensor([7]), beam_size=4,
-                         length_power=1.0)
+    found, = search(Model(step, torch.zeros(4, 1)), max_tokens=torch.tensor([7]), beam_size=4, length_power=1.0)
     assert found[0].tokens == [2] * 7
 
 
@@ -111,35 +132,36 @@ def test_early_ends_do_not_stop_the_search():
         scores[:, 2] = torch.where(state[:, 0] == 8, -8.0, -0.1)
         return scores, state + 1
 
-    found, = beam_search(step, torch.zeros(3, 1), start=START, eos=EOS, max_tokens=torch.tensor([30]), beam_size=3,
-                         length_power=1.0)
+    found, = search(Model(step, torch.zeros(3, 1)), max_tokens=torch.tensor([30]), beam_size=3, length_power=1.0)
     assert found[0].tokens == [2] * 8
 
 
-def test_a_penalty_changes_the_order():
-    """Penalised for its length, a text loses to a shorter one; never the other way round."""
+def test_final_scores_change_the_order():
+    """Penalised for its length, a text loses to a shorter one; never the other way round. Weights do not apply."""
 
     def step(tokens, state):
         scores = torch.tensor([-torch.inf, 0.5, 0.0, 0.0, -torch.inf, 0.0]).expand(len(tokens), -1)
         return scores.log_softmax(-1), state + 1
 
     options = {"start": START, "eos": EOS, "max_tokens": torch.tensor([3]), "beam_size": 200, "length_power": 1.0}
-    plain, = beam_search(step, torch.zeros(200), **options)
-    short, = beam_search(step, torch.zeros(200), penalty=lambda state: -(state - 1), **options)
+    plain, = beam_search([(1.0, Model(step, torch.zeros(200)))], **options)
+    punishing = Model(step, torch.zeros(200), lambda state: -(state - 1))
+    short, = beam_search([(1.0, punishing)], **options)
     assert (plain[0].tokens, short[0].tokens) == ([1, 1, 1], [])
+    light, = beam_search([(0.5, punishing), (0.5, Model(step, torch.zeros(200)))], **options)
+    assert light == short
 
 
 def test_more_results_than_hypotheses_are_refused():
     with pytest.raises(ValueError, match="3 best of a beam of 2"):
-        beam_search(lambda t, s: (t, s), torch.zeros(2), start=0, eos=1, max_tokens=torch.tensor([1]), beam_size=2,
-                    nbest=3)
+        beam_search([], start=0, eos=1, max_tokens=torch.tensor([1]), beam_size=2, nbest=3)
 
 
 def test_states_of_every_kind_follow_their_hypotheses():
     rows = torch.tensor([2, 0])
-    state = (torch.arange(3), ["a", "b", "c"], {"x": torch.arange(6).view(3, 2)})
-    numbers, names, pairs = select(state, rows)
-    assert numbers.tolist() == [2, 0] and names == ["c", "a"] and pairs["x"].tolist() == [[4, 5], [0, 1]]
+    state = (torch.arange(3), ["a", "b", "c"], (torch.arange(6).view(3, 2),))
+    numbers, names, (pairs,) = select(state, rows)
+    assert numbers.tolist() == [2, 0] and names == ["c", "a"] and pairs.tolist() == [[4, 5], [0, 1]]
 
 
 def ctc_log_prob(log_probs: torch.Tensor, text) -> float:
@@ -154,15 +176,14 @@ def test_ctc_prefixes_sum_to_the_probabilities_of_texts():
     torch.manual_seed(0)
     log_probs = torch.randn(2, 5, 4).double().mul(2).log_softmax(-1)
     lengths = torch.tensor([5, 3])
-    step, state = prefix_step(log_probs, lengths, blank=0, start=START, eos=EOS, classes=CLASSES)
-    first, _ = step(torch.tensor([START, START]), state)
+    both = ctc_model(log_probs, lengths)
+    first, _ = both.score(torch.tensor([START, START]), both.initial())
     torch.testing.assert_close(first.exp().sum(-1), torch.ones(2, dtype=torch.float64))
     for row, length in enumerate(lengths.tolist()):
-        one, begin = prefix_step(log_probs[row : row + 1], lengths[row : row + 1], blank=0, start=START, eos=EOS,
-                                 classes=CLASSES)
+        one = ctc_model(log_probs[row : row + 1], lengths[row : row + 1])
         for text in TEXTS:
             expected = ctc_log_prob(log_probs[row, :length], text)
-            assert log_prob(one, begin, text) == pytest.approx(expected, abs=1e-9), text
+            assert log_prob(one, text) == pytest.approx(expected, abs=1e-9), text
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
@@ -172,19 +193,15 @@ def test_ctc_alone_and_with_another_model(weight):
         torch.manual_seed(seed)
         width = 3 * len(TEXTS)
         log_probs = torch.randn(1, 5, 4).double().mul(2).log_softmax(-1)
-        ctc, ctc_state = prefix_step(log_probs.expand(width, -1, -1), torch.full((width,), 5), blank=0, start=START,
-                                     eos=EOS, classes=CLASSES)
-        step, state = ctc, ctc_state
+        scorers = [(1.0, ctc_model(log_probs.expand(width, -1, -1), [5] * width))]
         if weight:
-            model, model_state = random_model(seed, 1, width)
-            step, state = weighted_sum([(weight, ctc), (1 - weight, model)]), (ctc_state, model_state)
-        found, = beam_search(step, state, start=START, eos=EOS, max_tokens=torch.tensor([LONGEST]), beam_size=width)
+            scorers = [(weight, scorers[0][1]), (1 - weight, random_model(seed, 1, width))]
+        found, = beam_search(scorers, start=START, eos=EOS, max_tokens=torch.tensor([LONGEST]), beam_size=width)
 
         def truth(text, log_probs=log_probs, seed=seed):
             score = ctc_log_prob(log_probs[0], text)
             if weight:
-                one, begin = random_model(seed, 1, 1)
-                score = weight * score + (1 - weight) * log_prob(one, begin, text)
+                score = weight * score + (1 - weight) * log_prob(random_model(seed, 1, 1), text)
             return score
 
         best = max(TEXTS, key=truth)

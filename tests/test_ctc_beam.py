@@ -20,6 +20,7 @@ from utils.decoding.options import Decoder, DecodingOptions
 from utils.errors import UsageError
 from utils.lm import build as lm_build
 from utils.lm.ngram import LN10, LanguageModelError, NGram
+from utils.lm.scorer import NGramScorer
 from utils.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 pytest.importorskip("kenlm")
@@ -447,10 +448,10 @@ def test_spaces_of_no_meaning(words, characters, spaces):
     text = spaces.join(["", "ab", "b", ""]) if spaces else "ab b"
     for path in (words, characters):
         ngram = NGram(path, TOKENIZER)
-        step, state = ngram.step(1)
-        total, last = 0.0, TOKENIZER.sos
+        scorer = NGramScorer(ngram, 1)
+        total, last, state = 0.0, TOKENIZER.sos, scorer.initial()
         for token in [*TOKENIZER.encode(text), TOKENIZER.eos]:
-            scores, state = step(torch.tensor([last]), state)
+            scores, state = scorer.score(torch.tensor([last]), state)
             total, last = total + float(scores[0, token]), token
         assert total == pytest.approx(ngram.log_prob(text), abs=1e-5)
         plain = ngram.log_prob("ab b")

@@ -7,9 +7,10 @@ from conftest import TINY, tiny_network
 from test_contracts import make_batch, speech
 
 from models import Recognizer
-from models.components.attention import ATTENTIONS, near_diagonal
+from models.components.attention import ATTENTIONS, soft_diagonal
+from models.fast_speller import fast_forward
 from models.listener import PyramidalLayer
-from models.speller import sample
+from models.speller import SpellerScorer, sample
 from utils.decoding.beam_search import beam_search
 from utils.decoding.options import Decoder, DecodingOptions
 
@@ -66,15 +67,39 @@ def test_steps_are_the_teacher_forced_pass(options):
     batch = make_batch(network, speech())
     with torch.no_grad():
         encoding = network.encode(batch.waveforms, batch.sample_counts)
-        expected, weights = network.spell(encoding, batch)
+        expected, weights = network.attend_and_spell(encoding, batch)
         memory = network.speller.attention.precompute(encoding.frames, encoding.lengths)
-        state = network.speller.start(memory)
+        state = network.speller.initial(memory)
         inputs = F.pad(batch.tokens, (1, 0), value=network.tokenizer.sos)
         for u in range(inputs.shape[1]):
             log_probs, state = network.speller.step(inputs[:, u], state, memory)
             torch.testing.assert_close(log_probs, expected[:, u], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(state.weights, weights[:, u], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(state.coverage, weights.sum(1), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("sampling", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_the_fast_path_is_the_speller(kind, sampling, layers):
+    """The same outputs, and the same gradients of every parameter and of the encoder's frames."""
+    speller = las(attention=kind, speller_layers=layers, dropout=0.0).speller
+    frames, lengths = torch.randn(3, 7, 24), torch.tensor([7, 4, 6])
+    tokens = torch.randint(3, 20, (3, 9))
+    direction = torch.randn(3, 9, 7)
+
+    def outputs_and_gradients(forward) -> list[torch.Tensor]:
+        torch.manual_seed(1)  # of the sampled inputs
+        speller.zero_grad()
+        x = frames.clone().requires_grad_()
+        log_probs, weights = forward(tokens, speller.attention.precompute(x, lengths), sampling)
+        (log_probs.masked_fill(speller.impossible, 0.0).square().mean() + (weights * direction).mean()).backward()
+        return [log_probs.detach(), weights.detach(), x.grad, *(p.grad for p in speller.parameters())]
+
+    plain = outputs_and_gradients(speller)
+    fast = outputs_and_gradients(lambda *inputs: fast_forward(speller, *inputs))
+    for a, b in zip(plain, fast, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-6, rtol=1e-5)
 
 
 def test_blank_and_start_are_never_spelled():
@@ -87,12 +112,11 @@ def test_scheduled_sampling_ramps_up_and_leaves_evaluation_alone(monkeypatch):
     network, rates = las(scheduled_sampling=0.4, scheduled_sampling_steps=100), []
     batch = make_batch(network, speech())
     encoding = network.encode(batch.waveforms, batch.sample_counts)
-    spell = type(network.speller).forward
-    monkeypatch.setattr(type(network.speller), "forward",
-                        lambda self, tokens, memory, rate=0.0: rates.append(rate) or spell(self, tokens, memory, rate))
+    monkeypatch.setattr("models.las.fast_forward",
+                        lambda *args: rates.append(args[-1]) or fast_forward(*args))
     for training, steps in ((True, 0), (True, 50), (True, 1000), (False, 1000)):
         network.train(training).schedule(steps)
-        network.spell(encoding, batch)
+        network.attend_and_spell(encoding, batch)
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.0])
 
 
@@ -104,7 +128,7 @@ def test_sampled_inputs_replace_the_references():
     for tokens in ([30, 4, 5, 6], [30, 9, 8, 7]):
         for rate in (1.0, 0.0):
             torch.manual_seed(1)
-            outputs.append(network.speller(torch.tensor([tokens]), memory, rate)[0])
+            outputs.append(fast_forward(network.speller, torch.tensor([tokens]), memory, rate)[0])
     assert torch.equal(outputs[0], outputs[2]) and not torch.equal(outputs[1], outputs[3])
 
 
@@ -151,7 +175,7 @@ def test_losses_and_their_weights():
 
 def test_diagonality_tells_aligned_attention_from_a_blur():
     steps, frames = torch.tensor([20]), torch.tensor([40])
-    near = near_diagonal(steps, frames, (20, 40))[0]
+    near = soft_diagonal(steps, frames, (20, 40))[0]
     aligned = torch.eye(20).repeat_interleave(2, dim=1) / 2
     uniform = torch.full((20, 40), 1 / 40)
     assert (aligned * near).sum() / 20 > 0.98
@@ -182,8 +206,7 @@ def test_a_wide_beam_scores_at_least_as_well_as_greedy():
         memory = network.speller.attention.precompute(encoding.frames, encoding.lengths)
         best = []
         for width in (1, 64):
-            wide = memory.repeat(width)
-            found = beam_search(lambda t, s, m=wide: network.speller.step(t, s, m), network.speller.start(wide),
+            found = beam_search([(1.0, SpellerScorer(network.speller, memory.repeat(width)))],
                                 start=network.tokenizer.sos, eos=network.tokenizer.eos, beam_size=width,
                                 max_tokens=network.max_tokens(encoding), length_power=1.0)
             best.append(torch.tensor([hypotheses[0].score for hypotheses in found]))

@@ -11,6 +11,7 @@ import torch
 from utils.decoding.ctc_beam import CTCBeamSearch
 from utils.decoding.options import DecodingOptions
 from utils.lm.ngram import BINARY, SPACE, LanguageModelError, NGram, arpa_lines, check_words, quiet_stderr, read_words
+from utils.lm.scorer import NGramScorer
 from utils.tokenizer import CharTokenizer
 
 pytest.importorskip("kenlm")
@@ -76,10 +77,10 @@ def test_steps_add_up_to_the_probability(tmp_path, content, texts):
     """What the search sums up character by character is the score of the whole text."""
     ngram = NGram(write(tmp_path / "x.arpa", content), TOKENIZER)
     for text in texts:
-        step, state = ngram.step(1)
-        total, last = 0.0, TOKENIZER.sos
+        scorer = NGramScorer(ngram, 1)
+        total, last, state = 0.0, TOKENIZER.sos, scorer.initial()
         for token in [*TOKENIZER.encode(text), TOKENIZER.eos]:
-            scores, state = step(torch.tensor([last]), state)
+            scores, state = scorer.score(torch.tensor([last]), state)
             total, last = total + float(scores[0, token]), token
         assert total == pytest.approx(ngram.log_prob(text), abs=1e-4), text
 

@@ -1,11 +1,10 @@
-"""Attention over encoder frames: which of them a speller's state looks at.
+"""Attention: a decoder's state weighs the encoder's frames; their weighted mean is the context.
 
-`Attention.precompute` does once an utterance what no step changes; a call is then one step of the
-speller. Energies, softmax and the weighted sum run in float32 under every precision.
+`Attention.precompute` does the work that is the same in every step, once per utterance; a call is then one
+step of the decoder. Energies, softmax and the weighted mean run in float32 under every precision.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,28 +14,27 @@ from torch import Tensor, nn
 from models.components.masks import length_mask
 
 AttentionType = Literal["content", "bahdanau", "location", "multihead"]
-Product = Callable[[Tensor, Tensor], Tensor]  # x @ matrix, such as torch.matmul
 
 
 class Memory(NamedTuple):
-    """What attention looks at: B utterances of T encoder frames."""
+    """Encoder output of B utterances of T frames, prepared for attention."""
 
-    keys: Tensor  # (B, T, A) float32; (B, A, T) where energies are products with them
+    keys: Tensor  # (B, T, A) float32; ContentAttention's (B, A, T)
     values: Tensor  # (B, T, H) float32
-    valid: Tensor  # (B, T) bool
+    valid: Tensor  # (B, T) bool, false for padding
 
     def repeat(self, times: int) -> "Memory":
-        """Each utterance `times` times in a row, one for each hypothesis of a beam."""
+        """Returns each utterance `times` times in a row, once per hypothesis of a beam."""
         return Memory(*(part.repeat_interleave(times, dim=0) for part in self))
 
 
 class Attention(nn.Module, ABC):
-    """A query and encoder frames to a context.
+    """The interface of all kinds.
 
     Args:
-        query_size: features of the speller's state.
+        query_size: features Q of the decoder's state.
         memory_size: features H of an encoder frame, and of the context.
-        size: features A in which the two meet.
+        size: features A of projected queries and keys.
     """
 
     def __init__(self, query_size: int, memory_size: int, size: int):
@@ -45,72 +43,69 @@ class Attention(nn.Module, ABC):
         self.key = nn.Linear(memory_size, size, bias=False)
 
     def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
-        """(B, T, H) encoder frames and (B,) lengths to what every step reads."""
+        """Projects (B, T, H) encoder frames with (B,) lengths to keys."""
         return Memory(self.key(frames).float(), frames.float(), length_mask(lengths, frames.shape[1]))
 
     @abstractmethod
-    def forward(self, query: Tensor, memory: Memory, previous: Tensor,
-                product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
-        """One step.
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Attends once.
 
         Args:
-            query: (B, Q) the speller's state.
-            memory: of `precompute`.
+            query: (B, Q) the decoder's state.
+            memory: the encoder output, by `precompute`.
             previous: (B, T) weights of the step before, zeros at first.
-            product: with what every step reads, where there are several (`models.components.unrolled`).
 
         Returns the (B, H) context and the (B, T) weights, which sum to 1 over valid frames.
         """
 
 
-class EnergyAttention(Attention):
-    """One energy a frame, a softmax, a weighted mean; subclasses say how well a query fits a key."""
+class SingleHeadAttention(Attention):
+    """One energy per frame, a softmax over them, and the weighted mean of the frames."""
 
     @abstractmethod
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
-        """(B, A) projected query, keys of `precompute`, (B, T) weights of the step before to (B, T) energies."""
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Returns (B, T) energies of (B, A) projected queries, keys and the (B, T) weights of the step before."""
 
-    def forward(self, query: Tensor, memory: Memory, previous: Tensor,
-                product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
-        """As `Attention.forward`."""
-        projected = self.query(query).float()
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Attends once; see `Attention.forward`."""
+        projected = self.query(query).float()  # (B, A)
         with torch.autocast(query.device.type, enabled=False):
-            energies = self.energies(projected, memory.keys, previous, product)
+            energies = self.energies(projected, memory.keys, previous)  # (B, T)
             weights = energies.masked_fill(~memory.valid, -torch.inf).softmax(dim=-1)
-            context = product(weights[:, None], memory.values)[:, 0]
+            context = (weights[:, None] @ memory.values)[:, 0]  # (B, H)
         return context, weights
 
 
-class ContentAttention(EnergyAttention):
-    """Dot product of two one-layer perceptrons (Chan et al. 2015, section 3.2): <phi(s), psi(h)>."""
+class ContentAttention(SingleHeadAttention):
+    """<phi(s), psi(h)>, phi and psi perceptrons (Chan et al. 2015, arXiv:1508.01211v2, section 3.2, equation 9)."""
 
     def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
-        """The keys are psi(h), (B, A, T)."""
+        """Projects frames to keys psi(h), (B, A, T)."""
         memory = super().precompute(frames, lengths)
         return memory._replace(keys=memory.keys.tanh().mT)
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
-        """phi(s) . psi(h)"""
-        return product(query.tanh()[:, None], keys)[:, 0]
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Returns phi(s) . psi(h)."""
+        return (query.tanh()[:, None] @ keys)[:, 0]
 
 
-class AdditiveAttention(EnergyAttention):
-    """v . tanh(W s + V h + b) (Bahdanau et al. 2015)."""
+class AdditiveAttention(SingleHeadAttention):
+    """v . tanh(W s + V h + b) (Bahdanau et al. 2015, arXiv:1409.0473v7, section A.1.2)."""
 
     def __init__(self, query_size: int, memory_size: int, size: int):
         super().__init__(query_size, memory_size, size)
-        self.energy = nn.Parameter(torch.empty(size))
+        self.energy = nn.Parameter(torch.empty(size))  # v
         nn.init.normal_(self.energy, std=size**-0.5)
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
-        """The perceptron above."""
-        return _Perceptron.apply(query, keys, None, None, self.energy.float())
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Returns v . tanh(W s + V h + b)."""
+        return tanh(query[:, None] + keys) @ self.energy.float()
 
 
 class LocationAttention(AdditiveAttention):
-    """v . tanh(W s + V h + U f + b), f the convolved weights of the step before (Chorowski et al. 2015).
+    """v . tanh(W s + V h + U f + b), f the convolved weights of the step before, from where it can move on.
 
-    Knowing where it looked last, it can move on from there.
+    Chorowski et al. 2015, arXiv:1506.07503v1, section 2.2, equations 8 and 9.
     """
 
     filters, width = 10, 31  # the width in encoder frames
@@ -118,16 +113,23 @@ class LocationAttention(AdditiveAttention):
     def __init__(self, query_size: int, memory_size: int, size: int):
         super().__init__(query_size, memory_size, size)
         self.convolution = nn.Conv1d(1, self.filters, self.width, padding=self.width // 2, bias=False)
-        self.location = nn.Linear(self.filters, size, bias=False)
+        self.location = nn.Linear(self.filters, size, bias=False)  # U
 
-    def energies(self, query: Tensor, keys: Tensor, previous: Tensor, product: Product) -> Tensor:
-        """The perceptron above."""
-        f = F.conv1d(previous[:, None], self.convolution.weight.float(), padding=self.width // 2)  # (B, filters, T)
-        return _Perceptron.apply(query, keys, f, self.location.weight.float(), self.energy.float())
+    def convolve(self, previous: Tensor) -> Tensor:
+        """Returns f, (B, filters, T), of the (B, T) weights of the step before."""
+        return F.conv1d(previous[:, None], self.convolution.weight.float(), padding=self.width // 2)
+
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Returns v . tanh(W s + V h + U f + b)."""
+        location = self.convolve(previous).mT @ self.location.weight.float().t()  # U f: (B, T, A)
+        return tanh(query[:, None] + keys + location) @ self.energy.float()
 
 
 class MultiHeadAttention(Attention):
-    """Scaled dot products in several subspaces (Vaswani et al. 2017); the weights are the heads' mean."""
+    """Scaled dot products in several subspaces (Vaswani et al. 2017, arXiv:1706.03762v7, section 3.2.2).
+
+    The weights that it returns are the mean over its heads.
+    """
 
     heads = 4
 
@@ -139,12 +141,11 @@ class MultiHeadAttention(Attention):
         self.output = nn.Linear(memory_size, memory_size)
 
     def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
-        """Keys and values, each of which the heads share out among them."""
+        """Projects frames to the keys and values of all heads."""
         return super().precompute(frames, lengths)._replace(values=self.value(frames).float())
 
-    def forward(self, query: Tensor, memory: Memory, previous: Tensor,
-                product: Product = torch.matmul) -> tuple[Tensor, Tensor]:
-        """As `Attention.forward`."""
+    def forward(self, query: Tensor, memory: Memory, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Attends once; see `Attention.forward`."""
         projected = self.query(query).float()
         with torch.autocast(query.device.type, enabled=False):
             q = projected.unflatten(-1, (self.heads, -1))  # (B, heads, A / heads)
@@ -156,50 +157,27 @@ class MultiHeadAttention(Attention):
         return self.output(context.to(query.dtype)).float(), weights.mean(dim=1)
 
 
-class _Perceptron(torch.autograd.Function):
-    """v . tanh(q + k + U f): (B, A), (B, T, A), (B, filters, T) or None, (A, filters) or None and (A,) to (B, T).
-
-    In place where autograd could not be: (B, T, A) is by far the largest tensor of a step. tanh x is
-    2 sigmoid(2 x) - 1, which PyTorch computes ten times faster on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx, query: Tensor, keys: Tensor, f: Tensor | None, location: Tensor | None, energy: Tensor) -> Tensor:
-        if f is None:
-            sums = keys + query[:, None]
-        else:
-            sums = torch.baddbmm(keys, f.mT, location.t().expand(len(f), -1, -1)).add_(query[:, None])
-        sigmoid = sums.mul_(2).sigmoid_()
-        ctx.save_for_backward(sigmoid, f, location, energy)
-        return 2 * (sigmoid @ energy) - energy.sum()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        sigmoid, f, location, energy = ctx.saved_tensors
-        d_energy = 2 * (grad.flatten() @ sigmoid.flatten(0, 1)) - grad.sum()
-        d_sums = sigmoid.addcmul(sigmoid, sigmoid, value=-1).mul_(4 * energy).mul_(grad[..., None])  # (B, T, A)
-        d_query, d_f, d_location = d_sums.sum(dim=1), None, None
-        if f is not None:
-            d_f = torch.bmm(location.t().expand(len(f), -1, -1), d_sums.mT)
-            d_location = torch.bmm(f, d_sums).sum(dim=0).t()
-        return d_query, d_sums, d_f, d_location, d_energy
-
-
 ATTENTIONS = {"content": ContentAttention, "bahdanau": AdditiveAttention, "location": LocationAttention,
               "multihead": MultiHeadAttention}
 
 
-def near_diagonal(steps: Tensor, lengths: Tensor, size: tuple[int, int], width: float = 0.1) -> Tensor:
-    """(B, U, T) closeness of step u and frame t to the diagonal, 1 on it: exp(-(u/U - t/T)^2 / (2 width^2)).
+def tanh(x: Tensor) -> Tensor:
+    """Returns 2 sigmoid(2 x) - 1: on a CPU PyTorch computes it three times faster than `torch.tanh`."""
+    return 2 * (2 * x).sigmoid() - 1
 
-    Its complement is the penalty of guided attention (Tachibana et al. 2018, section 4.1). Its mean under
-    the attention weights says how diagonal they are: speech and its text run in the same order, and
-    attention that does not has not aligned.
+
+def soft_diagonal(steps: Tensor, lengths: Tensor, size: tuple[int, int], width: float = 0.1) -> Tensor:
+    """Returns how near step u and frame t are to the diagonal: exp(-(u/U - t/T)^2 / (2 width^2)), (B, U, T).
+
+    It is 1 on the diagonal. 1 minus it is the penalty of guided attention (Tachibana et al. 2018,
+    arXiv:1710.08969v2, section 4.1). Its mean under the attention weights, the diagonality, lies between 0
+    and 1: speech and its text run in the same order, and attention far from the diagonal has not aligned.
 
     Args:
         steps: (B,) steps U of each utterance.
         lengths: (B,) frames T of each utterance.
         size: the padded U and T.
+        width: standard deviation, as a share of the whole.
     """
     u = (torch.arange(size[0], device=steps.device) + 0.5) / steps[:, None].clamp_min(1)
     t = (torch.arange(size[1], device=steps.device) + 0.5) / lengths[:, None]

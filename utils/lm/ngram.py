@@ -1,4 +1,4 @@
-"""N-gram language models (KenLM): load, check, score, and predict the next character in a beam search."""
+"""N-gram language models (KenLM): load, check and score."""
 
 import math
 import os
@@ -11,12 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from utils.decoding.beam_search import Step
 from utils.errors import UserError
 from utils.files.compressed import BoundedReader
 from utils.tokenizer import Tokenizer
@@ -64,63 +59,6 @@ class NGram:
     def log_prob(self, text: str) -> float:
         """Natural log P(text and its end)."""
         return LN10 * self.model.score(" ".join(self.units(text)), bos=True, eos=True)
-
-    def step(self, rows: int) -> tuple[Step, list["_Place"]]:
-        """The n-gram as a step function of `beam_search` over `rows` hypotheses, and its first state.
-
-        An n-gram over words says nothing inside a word, and log P(word) where a space, a piece that begins the
-        next word, or the end closes it. Raises LanguageModelError for characters where tokens are pieces of words.
-        """
-        import kenlm
-
-        if self.over_characters and self.tokenizer.mark:
-            raise LanguageModelError(self.path, "an n-gram over characters cannot predict the pieces of this network's "
-                                                "words; build one with --unit word, or add --lm_fusion rescore")
-
-        begin = kenlm.State()
-        self.model.BeginSentenceWrite(begin)
-        score = self._next_character if self.over_characters else self._next_boundary
-
-        def step(tokens: Tensor, state: list[_Place]) -> tuple[Tensor, list[_Place]]:
-            after = [self._advance(place, token) for place, token in zip(state, tokens.tolist(), strict=True)]
-            scores = torch.zeros(len(after), self.tokenizer.size, dtype=torch.float64)
-            for row, place in zip(scores, after, strict=True):
-                score(row, place)
-            return scores.to(tokens.device), after
-
-        return step, [_Place(begin, "")] * rows
-
-    def _advance(self, place: "_Place", token: int) -> "_Place":
-        text = self.tokenizer.decode([token])
-        if self.over_characters:
-            return self._after(place, SPACE if text == " " else text)[0] if text else place
-        if text.startswith(" ") and place.word:
-            place, _ = self._after(place, place.word)
-        return place._replace(word=place.word + text.removeprefix(" "))
-
-    def _after(self, place: "_Place", unit: str) -> tuple["_Place", float]:
-        """The place after one more unit, and natural log P(unit)."""
-        import kenlm
-
-        state = kenlm.State()
-        return _Place(state, ""), LN10 * self.model.BaseScore(place.state, unit, state)
-
-    def _next_character(self, row: Tensor, place: "_Place") -> None:
-        for token, char in enumerate(self.tokenizer.labels[1:], start=1):
-            row[token] = self._after(place, SPACE if char == " " else char)[1]
-        row[self.tokenizer.eos] = self._after(place, "</s>")[1]
-
-    def _next_boundary(self, row: Tensor, place: "_Place") -> None:
-        closed, score = self._after(place, place.word) if place.word else (place, 0.0)
-        row[self.tokenizer.boundaries] = score
-        row[self.tokenizer.eos] = score + self._after(closed, "</s>")[1]
-
-
-class _Place(NamedTuple):
-    """Where a hypothesis stands: KenLM's state, and the word under way (of an n-gram over words)."""
-
-    state: object
-    word: str
 
 
 def load_kenlm(path):
