@@ -279,7 +279,7 @@ def test_no_name_and_no_setting_ends_a_drawing(setting, capfd, recwarn):
     with matplotlib.rc_context(setting):
         for text in ["clip_$1_$2_a"] if setting else ["$x^{", r"\frac{a} % # &", "日本", "caf\udce9 \0\n"]:
             for draw in (lambda text=text: plots.posterior_figure(torch.rand(9, 4), posteriors, list("-abcd"), text),
-                         lambda text=text: plots.attention_figure([attention] * 2, [text] * 2),
+                         lambda text=text: plots.attention_figure([attention] * 2, [text] * 2, [list(text)] * 2),
                          lambda text=text: plots.surface_figure({(0.0,): 0.5, (1.0,): 0.6}, ["a"], (0.0,), text)):
                 assert plots.render(draw)[:4] == b"\x89PNG"
     assert capfd.readouterr().err == "" and not [one for one in recwarn if "Glyph" in str(one.message)]

@@ -6,7 +6,7 @@ import wave
 import numpy as np
 import pytest
 import torch
-from conftest import SPEECH, TINY, greedy_texts, tiny_network
+from conftest import PIECES, SPEECH, TINY, greedy_texts, tiny_network
 
 import inference
 from models import Recognizer
@@ -30,7 +30,8 @@ def causal_network(**options) -> Recognizer:
 @pytest.mark.parametrize("chunk", [160, 1_777, 4_000, 40_000])
 @pytest.mark.parametrize("options", [{"rnn_type": "mingru"}, {"rnn_type": "gru", "time_stride": 4, "lookahead": 5},
                                      {"rnn_type": "lstm", "lookahead": 0, "residual_blocks": 2},
-                                     {"rnn_type": "mingru", "features": "mfcc", "n_mfcc": 20}], ids=str)
+                                     {"rnn_type": "mingru", "features": "mfcc", "n_mfcc": 20},
+                                     {"rnn_type": "mingru", "tokenizer": "bpe", "vocabulary": PIECES}], ids=str)
 def test_a_stream_gives_the_text_of_the_whole(options, chunk):
     network, waveform = causal_network(**options), load_audio(SPEECH[0])
     expected, = greedy_texts(network, [waveform])

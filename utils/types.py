@@ -19,12 +19,12 @@ class Batch(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, where it is, and how sure the network was of its characters."""
+    """A word, where it is, and how sure the network was of its tokens."""
 
     word: str
     start: float  # seconds from the beginning of the recording
     end: float
-    confidence: float  # geometric mean of its characters' probabilities, 0 to 1
+    confidence: float  # geometric mean of its tokens' probabilities, 0 to 1
 
 
 class Candidate(NamedTuple):

@@ -12,7 +12,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -53,7 +53,9 @@ def diagnostic_images(network, batch: Batch, *, titles: bool = True, **options) 
     images = {}
     for kind, values in network.diagnostics(batch).items():
         if kind == "attention":
-            image = render(lambda values=values: attention_figure(values, batch.texts, titles=titles), **options)
+            pieces = [[network.tokenizer.labels[token] for token in tokens[:count]]
+                      for tokens, count in zip(batch.tokens.tolist(), batch.token_counts.tolist(), strict=True)]
+            image = render(partial(attention_figure, values, batch.texts, pieces, titles=titles), **options)
         else:
             features, lengths = network.features(batch.waveforms[:1], batch.sample_counts[:1])
             features, log_probs = features[0, : lengths[0]].cpu(), values[0].cpu()
@@ -94,19 +96,23 @@ def posterior_figure(features: Tensor, log_probs: Tensor, labels: list[str], tit
     return figure
 
 
-def attention_figure(weights: list[Tensor], texts: list[str], *, titles: bool = True):
-    """Draws the (U, T) attention weights of each text over encoder frames; returns a matplotlib Figure."""
+def attention_figure(weights: list[Tensor], texts: list[str], pieces: list[list[str]], *, titles: bool = True):
+    """Draws the (U, T) attention weights of each text over encoder frames; returns a matplotlib Figure.
+
+    `pieces` are what the tokens of each text stand for.
+    """
     from matplotlib.figure import Figure
 
     rows = -(-len(weights) // 3)
     figure = Figure(figsize=(12, 3.5 * rows), layout="constrained")
-    for i, (attention, text) in enumerate(zip(weights, texts, strict=True)):
+    for i, (attention, text, labels) in enumerate(zip(weights, texts, pieces, strict=True)):
         axis = figure.add_subplot(rows, min(3, len(weights)), i + 1)
         axis.imshow(attention.float().cpu().numpy(), origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1)
         if titles:
             axis.set_title(printable(text) if len(text) <= 45 else printable(text[:44]) + "…", fontsize=9)
-        if len(text) <= 45:
-            axis.set_yticks(range(len(text)), ["␣" if char == " " else printable(char) for char in text], fontsize=5)
+        if len(labels) <= 45:
+            names = ["␣" if label == " " else printable(label) for label in labels]
+            axis.set_yticks(range(len(names)), names, fontsize=5)
         axis.set(xlabel="encoder frame")
     return figure
 
@@ -121,7 +127,7 @@ def curve_figure(histories: dict[str, list[dict]]):
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["train/loss"] for row in rows], label=name)
         right.plot(epochs, [100 * row["val/wer"] for row in rows], label=name)
-    left.set(xlabel="epoch", ylabel="training loss (nats per character)", yscale="log")
+    left.set(xlabel="epoch", ylabel="training loss (nats per token)", yscale="log")
     right.set(xlabel="epoch", ylabel="validation word error rate (%)", ylim=(0, 105))
     for axis in (left, right):
         axis.grid(alpha=0.3)
