@@ -217,6 +217,7 @@ def train(args: argparse.Namespace):
         if saved:
             check_same_network(args, checkpoint, saved, network)
         data = build_data(args, network)
+        data.prepare_data()  # while no process waits for another one, which it would do for half an hour at most
         module = SpeechModule(network, OptimizerConfig(**pick_arguments(OptimizerConfig, args)), seed=args.seed)
         logger = None if args.fast_dev_run else build_logger(
             args.logger, output_dir=Path(args.output_dir), project=PROJECT, name=Path(args.output_dir).name,

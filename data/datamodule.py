@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import lightning
@@ -15,6 +16,8 @@ from data.index import DataError, Index, Utterance, build_index
 from data.options import TrainingDataOptions
 from data.sampler import BatchConfig, DurationBatchSampler, SampleRef
 from utils.audio import SAMPLE_RATE
+from utils.files.locks import waiting_lock
+from utils.process import is_first_process
 from utils.tokenizer import Tokenizer, ctc_frames_needed
 
 STATISTICS_UTTERANCES = 1000  # enough for a mean and a variance of each mel bin
@@ -48,12 +51,20 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     # -- preparation ---------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Downloads and indexes what is missing, in one process per machine; the others find it done."""
+        """Downloads and indexes what is missing, in one process; others that share the disk wait for it.
+
+        May be called before processes are connected, which would wait for each other for half an hour at most.
+        """
         names = dict.fromkeys(self.train_sets + self.val_sets + self.test_sets)
         readers.download_missing(self.data_root, names, url=self.options.librispeech_url)
-        if not self._indexes:
+        if self._indexes:
+            return
+        with suppress(OSError):  # a cache that cannot be written costs time, not the run
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with waiting_lock(self.cache_dir / ".lock", "the durations of recordings are being read"):
             for index in self.indexes():
-                print(index, flush=True)
+                if is_first_process():
+                    print(index, flush=True)
 
     def setup(self, stage: str) -> None:
         """Raises DataError, before anything is trained, where a split has fewer utterances than there are processes."""

@@ -127,6 +127,7 @@ class SpeechLoader(DataLoader):
     """
 
     forked = False  # whether the workers, which live as long as the loader, are there
+    warned = False  # whether it was said that there is too little shared memory
     waited = 0.0  # seconds that batches were waited for, in all
 
     def __init__(self, dataset: SpeechDataset, batch_sampler: EpochProgress, **options):
@@ -152,8 +153,16 @@ class SpeechLoader(DataLoader):
                 finally:
                     del batch  # its traceback would keep this frame, and with it the workers
             progress.given += 1
-            yield Batch(*(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch))
+            yield batch if isinstance(batch.waveforms, Tensor) else self._unshared(batch)
         progress.given = 0
+
+    def _unshared(self, batch: Batch) -> Batch:
+        """Returns a batch that came without shared memory, and says so once."""
+        if not self.warned:
+            self.warned = True
+            print("shared memory is full, so batches are copied between processes; more of it is faster "
+                  "(`docker run --shm-size 8g`, or a smaller --num_workers)", flush=True)
+        return Batch(*(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch))
 
 
 def _share(batch: Batch | Exception) -> Batch | Exception:

@@ -2,7 +2,9 @@
 
 import shutil
 import tarfile
+import tempfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,6 +13,7 @@ from data.index import DataError
 from utils.errors import printable
 from utils.files.compressed import BoundedReader
 from utils.files.download import DownloadError, fetch
+from utils.files.locks import waiting_lock
 
 URL = "https://www.openslr.org/resources/12"
 UNPACKED_TIMES = 4  # that an archive may unpack to more than its size; FLAC hardly packs
@@ -29,44 +32,62 @@ def download_subset(name: str, root: Path, *, url: str = URL, checksums: dict[st
     """Fetches, verifies and unpacks one subset into `root/LibriSpeech/name`.
 
     A broken download is resumed where it stopped. The folder appears under its name only when it is
-    whole. Raises DataError that says what to fetch by hand and where to put it.
+    whole. Of several processes, on one machine or on several that share `root`, one does the work, and
+    the others wait for it. Raises DataError that says what to fetch by hand and where to put it.
     """
     if name not in checksums:
         raise DataError(f"no LibriSpeech subset {name!r}: there are {', '.join(checksums)}")
+    target = root / "LibriSpeech" / name
     try:
-        archive = fetch(f"{url}/{name}.tar.gz", root / f"{name}.tar.gz", checksums[name])
+        with suppress(OSError):  # which `fetch` explains
+            root.mkdir(parents=True, exist_ok=True)
+        with waiting_lock(root / f".{name}.lock", f"{name} is being downloaded and unpacked to {root}") as locked:
+            if not target.is_dir():
+                archive = fetch(f"{url}/{name}.tar.gz", root / f"{name}.tar.gz", checksums[name])
+                _unpack(archive, target, alone=locked)
     except DownloadError as error:
         raise DataError(str(error)) from None
-    try:
-        return _unpack(archive, root, name)
-    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
-        shutil.rmtree(_beside(root, name), ignore_errors=True)
-        raise DataError(f"cannot unpack {archive} ({printable(error, 200)})") from None
-
-
-def _beside(root: Path, name: str) -> Path:
-    """Where a subset is unpacked, before it is moved into place."""
-    return root / f".unpacking-{name}"
-
-
-def _unpack(archive: Path, root: Path, name: str) -> Path:
-    """Into a folder beside, then moved into place. Raises OSError, and what tarfile raises."""
-    beside = _beside(root, name)
-    shutil.rmtree(beside, ignore_errors=True)
-    with BoundedReader(archive, times=UNPACKED_TIMES) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
-        for member in tqdm(iter(tar.next, None), desc=f"unpacking {name}", unit=" files"):
-            _extract(tar, member, beside)
-            tar.members.clear()  # which it keeps to find links by
-    source = beside / "LibriSpeech" / name
-    if not source.is_dir():
-        raise tarfile.TarError(f"holds no LibriSpeech/{name}")
-    target = root / "LibriSpeech" / name
-    target.parent.mkdir(exist_ok=True)
-    source.rename(target)
-    for extra in (beside / "LibriSpeech").glob("*.TXT"):  # SPEAKERS.TXT, LICENSE.TXT and their like
-        extra.replace(target.parent / extra.name)
-    shutil.rmtree(beside)
     return target
+
+
+def _unpack(archive: Path, target: Path, *, alone: bool) -> None:
+    """Unpacks into a folder of this process's own, then moves it into place. Raises DataError.
+
+    Args:
+        alone: whether no other process can be unpacking, so that what others left was left by a kill.
+    """
+    root, prefix = archive.parent, f".unpacking-{target.name}"
+    for leftover in root.glob(f"{prefix}*") if alone else ():
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=root))
+    try:
+        _extract_all(archive, folder)
+        _move_into_place(folder / "LibriSpeech", target)
+    except (OSError, tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
+        raise DataError(f"cannot unpack {archive} ({printable(error, 200)})") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(unpacked: Path, target: Path) -> None:
+    """Moves the split to its name, unless another process was first. Raises OSError or TarError."""
+    if not (unpacked / target.name).is_dir():
+        raise tarfile.TarError(f"holds no LibriSpeech/{target.name}")
+    target.parent.mkdir(exist_ok=True)
+    for extra in unpacked.glob("*.TXT"):  # SPEAKERS.TXT, LICENSE.TXT and their like
+        extra.replace(target.parent / extra.name)
+    try:
+        (unpacked / target.name).rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _extract_all(archive: Path, folder: Path) -> None:
+    with BoundedReader(archive, times=UNPACKED_TIMES) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
+        for member in tqdm(iter(tar.next, None), desc=f"unpacking {archive.name}", unit=" files", disable=None):
+            _extract(tar, member, folder)
+            tar.members.clear()  # which it keeps to find links by
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

@@ -27,7 +27,7 @@ class DataOptions:
     test_sets: list[str] = ("test-clean", "test-other")
     batch_size: int = 32
     batch_seconds: float | None = None
-    num_workers: int = min(4, os.cpu_count() or 1)
+    num_workers: int = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     cache_dir: str = ".cache/index"
     librispeech_url: str = URL
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,3 +36,48 @@ def exclusive_folder(folder) -> Iterator[bool]:
     """
     with Path(folder, ".lock").open("w") as file:
         yield lock(file, wait=False)
+
+
+@contextmanager
+def waiting_lock(path: Path, what: str) -> Iterator[bool]:
+    """Lets one process at a time do what others wait for; the file at `path` is there for as long as anybody needs it.
+
+    Yields False, and lets several processes in, where the file system has no locks or `path` cannot be written: what
+    is done under the lock must be right for several at once all the same.
+
+    Args:
+        what: what is being done, for the line that a process prints when it waits.
+    """
+    file = _wait_for(path, what)
+    try:
+        yield file is not None
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)  # while it is locked: see _wait_for
+            file.close()
+
+
+def _wait_for(path: Path, what: str) -> IO | None:
+    while True:
+        try:
+            file = path.open("a")
+            if not _locked(file, what):
+                path.unlink(missing_ok=True)
+                file.close()
+                return None
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        except FileNotFoundError:  # the holder before has deleted it, and others may lock a new one
+            if not path.parent.is_dir():
+                return None
+        except OSError:
+            return None
+        file.close()
+
+
+def _locked(file: IO, what: str) -> bool:
+    try:
+        return lock(file, wait=False)
+    except BlockingIOError:
+        print(f"waiting for another process: {what}", flush=True)
+        return lock(file, wait=True)
