@@ -188,10 +188,10 @@ def itself(path):
     save(path, content)
 
 
-def option(name, value):
+def option(name, value, **others):
     def write(path):
         content = content_of(tiny_network(VARIANT))
-        save(path, {**content, "recognizer": {**content["recognizer"], name: value}})
+        save(path, {**content, "recognizer": {**content["recognizer"], name: value, **others}})
 
     write.__name__ = f"{name} of a {type(value).__name__}"
     return write
@@ -210,7 +210,14 @@ BOMBS = [terabyte, packed, expanded, shape_in_the_pickle, itself, option("rnn_si
          option("hop_ms", float("nan")), option("alphabet", laughs()), option("model", ["deepspeech2"]),
          option("conv_channels", {"a": 1}), option("rnn_size", "x" * 10**6), option("rnn_size", -5),
          option("dropout", OrderedDict(a=1)), option("alphabet", 7), option("rnn_size", 20_000),
-         option("rnn_type", None), option("norm", "none"), option("n_mels", 90_000)]
+         option("rnn_type", None), option("norm", "none"), option("n_mels", 90_000), option("tokenizer", "words"),
+         option("tokenizer", ["bpe"]), option("vocabulary", ["ab"]), option("vocabulary", 7, tokenizer="bpe"),
+         option("vocabulary", "ab", tokenizer="bpe"), option("vocabulary", [7, "ab"], tokenizer="bpe"),
+         option("vocabulary", laughs(), tokenizer="bpe"), option("vocabulary", ["ab"] * 99_999, tokenizer="bpe"),
+         option("vocabulary", ["ab"] * 100_001, tokenizer="bpe"), option("vocabulary", ["ab" * 10**6], tokenizer="bpe"),
+         option("vocabulary", [f"a{'b' * i}" for i in range(1, 2_000)], tokenizer="bpe"),
+         option("vocabulary", ["aa"], tokenizer="bpe", alphabet="".join(map(chr, range(32, 50_000)))),
+         option("vocabulary", ["aa"] * 99_999, tokenizer="bpe", alphabet="".join(map(chr, range(32, 9_000))))]
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
@@ -250,7 +257,7 @@ def transcripts(capsys, path) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("variant", ["mingru", "batchnorm", "las-location", "global"])
+@pytest.mark.parametrize("variant", ["mingru", "batchnorm", "las-location", "global", "bpe", "las-bpe"])
 def test_an_exported_network_writes_the_same_bit_for_bit(tmp_path, capsys, variant):
     """Texts, times and confidences; every weight, and every option of the network."""
     source = save(tmp_path / "x.ckpt", content_of(tiny_network(variant)))

@@ -125,11 +125,12 @@ class BPETokenizer(Tokenizer):
 
     def __init__(self, *, alphabet: str = ENGLISH, vocabulary: Sequence[str] = ()):
         letters = [char for char in CharTokenizer(alphabet=alphabet).labels[1:] if char != " "]
-        if self.mark in letters:
+        known = set(letters)
+        if self.mark in known:
             raise ValueError(f"alphabet must not hold {self.mark}, which marks the beginning of a word")
         for piece in vocabulary:
             inside = piece.removeprefix(self.mark) if isinstance(piece, str) else ""
-            if len(inside) < 2 or not set(inside) <= set(letters):
+            if len(inside) < 2 or not set(inside) <= known:
                 raise ValueError(f"vocabulary: {str(piece)[:40]!r} is not made of several letters of the alphabet")
         labels = [*(self.mark + letter for letter in letters), *letters, *vocabulary]
         if len(set(labels)) < len(labels):
