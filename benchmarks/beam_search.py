@@ -25,7 +25,7 @@ from data.options import TrainingDataOptions
 from models import Recognizer
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.decoding.tune import collect_log_probs
-from utils.lm import build as lm_build
+from utils.lm.kneser_ney import BackoffModel, number_words
 from utils.metrics import count_errors
 from utils.tokenizer import CharTokenizer, Tokenizer, normalize
 
@@ -55,8 +55,7 @@ def synthetic(count: int, folder: Path) -> tuple[Utterances, str]:
     transcripts = sorted(CORPUS.rglob("*.trans.txt"))
     lines = [line for path in transcripts for line in path.read_text().splitlines() if line]
     texts = [normalize(line.partition(" ")[2]) for line in lines]
-    (folder / "text").write_text("\n".join(texts) + "\n")
-    lm_build.train(folder / "text", 3, folder / "x.arpa")
+    BackoffModel(number_words(map(str.split, texts)), 3).write(folder / "x.arpa")
     tokenizer, random = CharTokenizer(), torch.Generator().manual_seed(0)
     chosen = [texts[i % len(texts)] for i in range(count)]
     return Utterances(tokenizer, chosen, [peaky(text, tokenizer, random) for text in chosen]), str(folder / "x.arpa")

@@ -18,7 +18,7 @@ from models import Recognizer
 from utils.decoding.ctc_beam import CTCBeamSearch, without_sure_blanks
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.errors import UsageError
-from utils.lm import build as lm_build
+from utils.lm.kneser_ney import BackoffModel, number_words
 from utils.lm.ngram import LN10, LanguageModelError, NGram
 from utils.lm.scorer import NGramScorer
 from utils.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
@@ -263,8 +263,7 @@ ENGLISH_PIECES = BPETokenizer(vocabulary=["at", "▁the", "▁sat", "ll", "on", 
 
 @pytest.fixture
 def english(tmp_path) -> str:
-    (tmp_path / "text").write_text("\n".join(SENTENCES) + "\n")
-    lm_build.train(tmp_path / "text", 3, tmp_path / "english.arpa")
+    BackoffModel(number_words(map(str.split, SENTENCES)), 3).write(tmp_path / "english.arpa")
     return str(tmp_path / "english.arpa")
 
 
@@ -335,7 +334,7 @@ def test_skipped_blanks_leave_the_texts(english, backend, with_lm):
 @pytest.mark.parametrize(("content", "reason"), [
     (CHARACTERS, "over characters, which CTC beam search cannot use; build one with --unit word"),
     (ARPA.replace("a", "A").replace("b", "B").replace("\\dAtA\\", "\\data\\").replace("ngrAm", "ngram")
-     .replace("grAms", "grams"), "cannot spell 4 of its 4 words; 4 can in the other case"),
+     .replace("grAms", "grams"), "cannot write 4 of its 4 words; 4 can in the other case"),
     (ARPA[:100], "cut off: it ends within its 1-grams"),
     (ARPA[:-30], ""),
 ], ids=["characters", "upper case", "cut in unigrams", "cut in bigrams"])

@@ -10,7 +10,16 @@ import torch
 
 from utils.decoding.ctc_beam import CTCBeamSearch
 from utils.decoding.options import DecodingOptions
-from utils.lm.ngram import BINARY, SPACE, LanguageModelError, NGram, arpa_lines, check_words, quiet_stderr, read_words
+from utils.lm.ngram import (
+    KENLM_BINARY,
+    SPACE,
+    LanguageModelError,
+    NGram,
+    arpa_lines,
+    check_words,
+    quiet_stderr,
+    read_words,
+)
 from utils.lm.scorer import NGramScorer
 from utils.tokenizer import CharTokenizer
 
@@ -48,7 +57,7 @@ def test_log_prob_by_hand(tmp_path):
     for text, log10 in [("see sea", -0.1 - 0.2 - 0.3), ("sea", -0.5 - 0.4 - 0.3), ("tea", -0.5 - 2.0 - 1.0),
                         ("see see", -0.1 - 0.2 - 0.6 - 0.2 - 1.0), ("", -0.5 - 1.0)]:
         assert ngram.log_prob(text) == pytest.approx(log10 * math.log(10), abs=1e-5), text
-    assert (ngram.order, ngram.over_characters, ngram.words) == (2, False, ["sea", "see"])
+    assert (ngram.over_characters, ngram.words) == (False, ["sea", "see"])
 
 
 CHARACTERS = """\\data\\
@@ -94,7 +103,7 @@ def test_packed_files(tmp_path):
 
 
 def test_words_of_a_binary_are_listed_beside_it(tmp_path):
-    binary = write(tmp_path / "x.binary", BINARY + bytes(100))
+    binary = write(tmp_path / "x.binary", KENLM_BINARY + bytes(100))
     assert read_words(binary) is None
     write(tmp_path / "x.words", "sea\nsee\n")
     assert read_words(binary) == ["sea", "see"]
@@ -125,7 +134,7 @@ BAD = {
     "a section missing": (ARPA.replace("\\2-grams:", "\\3-grams:"), "damaged"),
     "more after the end": (ARPA + "-1\tsee\n", ""),
     "no sentence start": (ARPA.replace("<s>", "sss"), ""),
-    "binary cut off": (BINARY + b" format version 5\n\x00", ""),
+    "binary cut off": (KENLM_BINARY + b" format version 5\n\x00", ""),
     "no gzip": (b"\x1f\x8b" + bytes(50), "cannot be read"),
     "gzip cut off": (gzip.compress(ARPA.encode())[:-12], "cannot be read"),
     "gzip damaged": (gzip.compress(ARPA.encode())[:-8] + bytes(8), "cannot be read"),
@@ -161,9 +170,9 @@ def test_words_that_the_alphabet_lacks(tmp_path, capsys):
     assert check_words("x", ["sea", "see", "4", "<s>", SPACE], TOKENIZER) == ["sea", "see"]
     assert capsys.readouterr().err == "x: 1 of 3 words are outside the network's alphabet\n"
     upper = write(tmp_path / "x.arpa", ARPA.replace("sea", "SEA").replace("see", "SEE"))
-    with pytest.raises(LanguageModelError, match="cannot spell 2 of its 2 words; 2 can in the other case"):
+    with pytest.raises(LanguageModelError, match="cannot write 2 of its 2 words; 2 can in the other case"):
         NGram(upper, TOKENIZER)
-    with pytest.raises(LanguageModelError, match="cannot spell 2 of its 3 words$"):
+    with pytest.raises(LanguageModelError, match="cannot write 2 of its 3 words$"):
         check_words("x", ["4", "5", "sea"], TOKENIZER)
     with pytest.raises(LanguageModelError, match="no words"):
         check_words("x", ["<s>", "</s>"], TOKENIZER)

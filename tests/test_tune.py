@@ -190,7 +190,7 @@ def test_errors_are_those_of_the_texts(sea):
     (["--lm", "nowhere.arpa"], "nowhere.arpa: no such language model"),
     (["--lm", "{char}"], "char.arpa: is an n-gram over characters"),
     (["--lm", "{cut}"], "cut.arpa: cut off"),
-    (["--lm", "{upper}"], "upper.arpa: the network's alphabet cannot spell 2 of its 2 words; 2 can in the other"),
+    (["--lm", "{upper}"], "upper.arpa: the network's alphabet cannot write 2 of its 2 words; 2 can in the other"),
     (["--output", "x.json"], "--output x.json: --tune needs the name of a file that ends in .yaml"),
     (["--output", "folder.yaml"], "--output folder.yaml: --tune needs the name of a file"),
     (["--grid", "alpha=-1"], "--alpha -1.0 must be at least 0"),

@@ -28,8 +28,8 @@ from data.index import DataError, build_index
 from data.readers import librispeech, manifest
 from utils.audio import AudioError, load_audio, probe_seconds, read_windows, resample
 from utils.errors import UsageError
-from utils.lm.build import read_sentences
 from utils.lm.ngram import LanguageModelError, NGram
+from utils.lm.text import read_sentences
 from utils.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -332,7 +332,7 @@ def test_a_packed_text_that_unpacks_to_too_much(tmp_path, monkeypatch):
     path = tmp_path / "x.txt.gz"
     path.write_bytes(gzip.compress((b"see the sea " * 1000 + b"\n") * 700))
     with pytest.raises(UsageError, match=f"--text {path}: cannot be read as text .unpacks to more than"):
-        in_time(lambda: sum(1 for _ in read_sentences([str(path)])))
+        in_time(lambda: sum(1 for _ in read_sentences([str(path)], CharTokenizer())))
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -6,7 +6,9 @@ pyctcdecode (Python). Each is imported when it is first used.
 
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +42,9 @@ class CTCBeamSearch:
         self.options = options
         labels = list(tokenizer.labels)
         words = read_words(options.lm) if options.lm else None
+        if options.lm and words is None:
+            print(f"{options.lm}: without {Path(options.lm).with_suffix('.words')} its words are unknown to the search",
+                  file=sys.stderr)
         if words is not None and SPACE in words:
             raise LanguageModelError(options.lm, "is an n-gram over characters, which CTC beam search cannot use; "
                                                  "build one with --unit word")

@@ -8,7 +8,6 @@ The exit status is 0, or 2 where a flag or a file is wrong.
 """
 
 import argparse
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -20,8 +19,9 @@ from tqdm import tqdm
 from utils.cli.parser import OneLineParser, nonnegative_float, positive_int
 from utils.errors import UsageError, one_line_errors
 from utils.files.download import fetch
-from utils.lm.build import build, install, ngram_counts, read_sentences, summary
-from utils.lm.ngram import NGram, arpa_lines, opened
+from utils.lm.build import build, install, ngram_counts, summary
+from utils.lm.ngram import NGram, arpa_lines, open_model
+from utils.lm.text import read_sentences
 from utils.tokenizer import ENGLISH, CharTokenizer
 
 URL = "https://www.openslr.org/resources/11"
@@ -36,7 +36,7 @@ MD5 = {  # of the .gz files; OpenSLR states none, these are from sdrobert's Libr
 
 
 class Score(NamedTuple):
-    """How well an n-gram predicts a text; logarithms are to base 10."""
+    """Result of scoring a text by an n-gram; logarithms are to base 10."""
 
     sentences: int
     units: int  # words, or characters of an n-gram over characters
@@ -46,34 +46,35 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """Over all units and sentence ends."""
+        """Perplexity over all units and sentence ends."""
         return 10 ** (-self.log_prob / (self.units + self.sentences))
 
     @property
     def perplexity_known(self) -> float:
-        """Units out of vocabulary left out of sum and count, as SRILM reports it."""
+        """Perplexity without units out of vocabulary, as SRILM reports it."""
         return 10 ** (-self.log_prob_known / (self.units + self.sentences - self.unknown.total()))
 
 
 def score_text(ngram: NGram, sentences: Iterable[str]) -> Score:
-    """Of normalised sentences, each with its end."""
-    number = units = 0
-    unknown, total, known = Counter(), [], []
+    """Scores normalised sentences, each with its end."""
+    number, units, unknown, total, known = 0, 0, Counter(), 0.0, 0.0
     for sentence in sentences:
         words = ngram.units(sentence)
         scores = ngram.model.full_scores(" ".join(words), bos=True, eos=True)
         for word, (log_prob, _, missing) in zip([*words, "</s>"], scores, strict=True):
-            total.append(log_prob)
-            unknown.update([word] * missing)
-            known.append(0.0 if missing else log_prob)
+            total += log_prob
+            known += 0.0 if missing else log_prob
+            if missing:
+                unknown[word] += 1
         number, units = number + 1, units + len(words)
-    return Score(number, units, unknown, math.fsum(total), math.fsum(known))
+    return Score(number, units, unknown, total, known)
 
 
 def score(args: argparse.Namespace) -> None:
     """Prints perplexities and words out of vocabulary. Raises UsageError and LanguageModelError."""
-    ngram = NGram(args.lm, CharTokenizer(alphabet=args.alphabet))
-    found = score_text(ngram, read_sentences(args.text))
+    tokenizer = CharTokenizer(alphabet=args.alphabet)
+    ngram = NGram(args.lm, tokenizer)
+    found = score_text(ngram, read_sentences(args.text, tokenizer))
     if not found.sentences:
         raise UsageError(f"--text {' '.join(args.text)}: not one sentence in it")
     unit, missing = "characters" if ngram.over_characters else "words", found.unknown.total()
@@ -86,9 +87,9 @@ def score(args: argparse.Namespace) -> None:
 
 
 def download(args: argparse.Namespace) -> None:
-    """One of LibriSpeech's language models, checked, plain and in lower case; or the text that they were made of.
+    """Downloads one of LibriSpeech's language models as a plain file in lower case, or the text they were made of.
 
-    The archive stays beside it. Raises DownloadError and LanguageModelError.
+    The archive stays next to it. Raises DownloadError, LanguageModelError and OSError.
     """
     name = args.name if args.name == TEXT else f"{args.name}.arpa"
     archive = fetch(f"{args.url}/{name}.gz", args.output_dir / f"{name}.gz", MD5[name])
@@ -108,9 +109,9 @@ def download(args: argparse.Namespace) -> None:
 
 
 def unpack(archive: Path, target: Path, *, lower: bool) -> None:
-    """A packed ARPA file to a plain one, line by line. Raises LanguageModelError where it is not whole."""
+    """Unpacks an ARPA file line by line. Raises LanguageModelError where it is damaged."""
     bar = {"desc": f"unpacking {archive.name}", "unit": " n-grams", "unit_scale": True, "disable": None}
-    with opened(archive) as source, open(target, "wb") as file:
+    with open_model(archive) as source, open(target, "wb") as file:
         for _, line in tqdm(arpa_lines(archive, source), **bar):
             if lower:
                 line = line.lower() if line.isascii() else line.decode().lower().encode()
@@ -118,8 +119,8 @@ def unpack(archive: Path, target: Path, *, lower: bool) -> None:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Raises UsageError."""
-    parser = OneLineParser(prog="lm.py", description=__doc__.splitlines()[0])
+    """Returns the parsed command line. Raises UsageError."""
+    parser = OneLineParser(prog="utils.lm", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(title="commands", metavar="build|score|download", required=True)
     for add in (_add_build, _add_score, _add_download):
         add(commands)
@@ -129,7 +130,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def _add_build(commands) -> None:
     parser = commands.add_parser("build", help="an n-gram from text", description="Estimates an n-gram from text.")
     _add_text(parser)
-    parser.add_argument("--order", type=int, default=4, help="of the n-gram, 2 to 6")
+    parser.add_argument("--order", type=int, default=4, help="most words of an n-gram, 2 to 6")
     parser.add_argument("--unit", choices=["word", "char"], default="word", help="what it predicts")
     parser.add_argument("--prune", type=nonnegative_float, default=0.0, metavar="THRESHOLD",
                         help="drop n-grams that change the perplexity by less than this share, e.g. 1e-8")
@@ -147,8 +148,9 @@ def _add_score(commands) -> None:
 
 def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", nargs="+", required=True,
-                        help="plain text, *.trans.txt, manifests (*.jsonl), .gz of them, or folders of *.trans.txt")
-    parser.add_argument("--alphabet", type=_alphabet, default=ENGLISH, help="of the network")
+                        help="plain text or prose, one sentence per line, *.trans.txt, manifests (*.jsonl), .gz of "
+                             "them, or folders of *.trans.txt")
+    parser.add_argument("--alphabet", type=_alphabet, default=ENGLISH, help="characters of the network")
 
 
 def _alphabet(text: str) -> str:
@@ -162,14 +164,14 @@ def _alphabet(text: str) -> str:
 def _add_download(commands) -> None:
     parser = commands.add_parser("download", help="LibriSpeech's own n-grams", description="LibriSpeech's own n-grams.")
     parser.add_argument("name", choices=[name.removesuffix(".arpa") for name in MD5], help="a model, or their text")
-    parser.add_argument("--output_dir", type=Path, default=Path("data/lm"), help="where it is put")
-    parser.add_argument("--case", choices=["lower", "upper"], default="lower", help="of its words; they come in upper")
+    parser.add_argument("--output_dir", type=Path, default=Path("data/lm"), help="folder for it")
+    parser.add_argument("--case", choices=["lower", "upper"], default="lower", help="of its words; upper at the source")
     parser.add_argument("--url", default=URL, help="a mirror's folder")
     parser.set_defaults(run=download)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Leaves with the exit status that the module states."""
-    with one_line_errors("lm.py"):
+    """Runs a command; leaves with the exit status that the module states."""
+    with one_line_errors("utils.lm", less_memory="a part of the text needs less"):
         args = parse_arguments(argv)
         args.run(args)

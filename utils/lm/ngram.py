@@ -12,17 +12,17 @@ from contextlib import contextmanager, redirect_stderr
 from itertools import takewhile
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files.compressed import BoundedReader
 from utils.tokenizer import Tokenizer
 
 SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
 SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
 LN10 = math.log(10)  # KenLM's logarithms are to base 10
-ORDERS = range(2, 7)  # that KenLM reads, as its Python module and the CTC decoder are built
-PACKED_TIMES = 100  # that an n-gram may unpack to more than its packed size; text packs 3 to 30 fold
-COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})")  # a line of an ARPA file's header
-BINARY = b"mmap lm http://kheafield.com/code"  # how a KenLM binary file begins
+ORDERS = range(2, 7)  # for which KenLM's Python module and the CTC decoder are built
+PACKED_TIMES = 100  # most bytes unpacked per byte of a .gz file; text packs 3 to 30 fold
+COUNT_LINE = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d{1,15})")  # in an ARPA file's header
+KENLM_BINARY = b"mmap lm http://kheafield.com/code"  # first bytes of a KenLM binary file
 MISSING = "KenLM is not installed: pip install ufal-kenlm"
 
 
@@ -34,35 +34,34 @@ class LanguageModelError(UserError):
 
 
 class NGram:
-    """A KenLM n-gram over words, or over characters where it knows the word `<space>`.
+    """Scores texts by a KenLM n-gram over words, or over characters where it knows the word `<space>`.
 
     Args:
         path: ARPA or KenLM binary file, either may be packed by gzip.
-        tokenizer: of the network that it will help; its words must be spelled by that alphabet.
+        tokenizer: the network's, which must be able to write most words of the n-gram.
 
     Raises LanguageModelError.
     """
 
     def __init__(self, path, tokenizer: Tokenizer):
         self.path, self.tokenizer = Path(path), tokenizer
-        self.words = read_words(self.path)  # None where nothing lists them; also KenLM may crash where this refuses
+        self.words = read_words(self.path)  # before KenLM, which may crash on what this refuses
         self.model = load_kenlm(self.path)
-        self.order = self.model.order
         self.over_characters = SPACE in self.model
         if self.words is not None:
             self.words = check_words(self.path, self.words, tokenizer)
 
     def units(self, text: str) -> list[str]:
-        """What the n-gram predicts one by one: words, or characters with `<space>`."""
+        """Returns what the n-gram predicts one by one: words, or characters with `<space>`."""
         return [SPACE if char == " " else char for char in text] if self.over_characters else text.split()
 
     def log_prob(self, text: str) -> float:
-        """Natural log P(text and its end)."""
+        """Returns natural log P(text and its end)."""
         return LN10 * self.model.score(" ".join(self.units(text)), bos=True, eos=True)
 
 
 def load_kenlm(path):
-    """The `kenlm.Model` of a file. Raises LanguageModelError."""
+    """Returns the `kenlm.Model` of a file. Raises LanguageModelError."""
     try:
         import kenlm
     except ImportError:
@@ -74,13 +73,12 @@ def load_kenlm(path):
         try:
             return kenlm.Model(plain, config)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise LanguageModelError(path, f"not a whole ARPA or KenLM file ({reason})") from None
+            raise LanguageModelError(path, f"KenLM cannot load it ({printable(error)})") from None
 
 
 @contextmanager
-def opened(path) -> Iterator[BoundedReader]:
-    """The bytes of a file, unpacked where it is packed by gzip. Raises LanguageModelError, also while it is read."""
+def open_model(path) -> Iterator[BoundedReader]:
+    """Opens a file, unpacked where it is packed by gzip. Raises LanguageModelError, also while it is read."""
     path = Path(path)
     if not path.is_file():
         raise LanguageModelError(path, "no such language model")
@@ -93,13 +91,13 @@ def opened(path) -> Iterator[BoundedReader]:
 
 @contextmanager
 def decompressed(path) -> Iterator[str]:
-    """The path of a plain file: a packed one is unpacked into a temporary one.
+    """Gives the path of a plain file: one that is packed by gzip is unpacked into a temporary file.
 
-    Raises LanguageModelError, also where an ARPA file's header states more n-grams than there can be in so
-    few bytes: KenLM takes the memory for them before it looks.
+    Raises LanguageModelError, also where an ARPA file's header states more n-grams than its size allows: KenLM
+    allocates the memory for them before it reads them.
     """
     with tempfile.NamedTemporaryFile(suffix=Path(path).with_suffix("").suffix) as plain:
-        with opened(path) as file:
+        with open_model(path) as file:
             if packed := file.compressed:
                 shutil.copyfileobj(file, plain, 1 << 20)
                 plain.flush()
@@ -110,11 +108,11 @@ def decompressed(path) -> Iterator[str]:
 
 def _check_counts(path, plain: str) -> None:
     with open(plain, "rb") as file:
-        if file.read(len(BINARY)) == BINARY:
+        if file.read(len(KENLM_BINARY)) == KENLM_BINARY:
             return
         file.seek(0)
         header = takewhile(lambda line: line.strip() != b"\\1-grams:", file)
-        counts = [int(match[2]) for line in header if (match := COUNT.fullmatch(line.strip()))]
+        counts = [int(match[2]) for line in header if (match := COUNT_LINE.fullmatch(line.strip()))]
     least = sum(count * (2 * order + 2) for order, count in enumerate(counts, start=1))  # bytes: `0\ta b\n`
     if least > os.path.getsize(plain):
         raise LanguageModelError(path, f"damaged: its header says {max(counts):,} n-grams, too many for its size")
@@ -123,38 +121,39 @@ def _check_counts(path, plain: str) -> None:
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Drops what is written to standard error, by C++ too: KenLM draws a bar each time that it loads a file."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nothing, redirect_stderr(nothing):
-        os.dup2(nothing.fileno(), 2)
+    original = os.dup(2)
+    with open(os.devnull, "w") as sink, redirect_stderr(sink):
+        os.dup2(sink.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
 
 
 def arpa_lines(path, lines: Iterable[bytes]) -> Generator[tuple[int, bytes], None, None]:
-    """The lines of an ARPA file, each with the order of its n-grams (0 in the header).
+    """Yields the lines of an ARPA file, each with the order of its n-grams (0 in the header).
 
-    Raises LanguageModelError, when it comes there, where the file is cut off, or its header is wrong: a
-    negative count makes KenLM crash.
+    Raises LanguageModelError where the file is cut off or its header is wrong, such as a negative count, on which
+    KenLM crashes.
     """
     lines = iter(lines)
     counts = yield from _arpa_header(path, lines)
     for order, count in enumerate(counts, start=1):
-        found, mark = 0, b""
+        found, heading = 0, b""  # of the next section
         for line in lines:
             if line.startswith(b"\\"):
-                mark = line
+                heading = line
                 break
             found += not line.isspace()
             yield order, line
-        if not mark:
+        if not heading:
             raise LanguageModelError(path, f"cut off: it ends within its {order}-grams")
-        if found != count or mark.strip() != (b"\\%d-grams:" % (order + 1) if order < len(counts) else b"\\end\\"):
+        expected = b"\\%d-grams:" % (order + 1) if order < len(counts) else b"\\end\\"
+        if found != count or heading.strip() != expected:
             raise LanguageModelError(path, f"damaged: {found:,} {order}-grams, its header says {count:,}")
-        yield order + 1, mark
-    for line in lines:  # also has a packed file's checksum read, which comes last
+        yield order + 1, heading
+    for line in lines:  # to the end, where a .gz file has its checksum
         if not line.isspace():
             raise LanguageModelError(path, f"damaged: {line[:40].decode('utf-8', 'replace')!r} after its end")
         yield len(counts) + 1, line
@@ -168,7 +167,7 @@ def _arpa_header(path, lines: Iterator[bytes]) -> Generator[tuple[int, bytes], N
             if text != b"\\data\\":
                 raise LanguageModelError(path, "neither an ARPA file nor a KenLM binary")
             begun = True
-        elif match := COUNT.fullmatch(text):
+        elif match := COUNT_LINE.fullmatch(text):
             counts.append(int(match[2]))
         elif text == b"\\1-grams:" and len(counts) in ORDERS:
             yield 1, line
@@ -181,14 +180,14 @@ def _arpa_header(path, lines: Iterator[bytes]) -> Generator[tuple[int, bytes], N
 
 
 def read_words(path) -> list[str] | None:
-    """The words of an n-gram: the unigrams of an ARPA file, or the lines of `NAME.words` beside a binary one.
+    """Returns the words of an n-gram: the unigrams of an ARPA file, or the lines of a binary's `NAME.words`.
 
-    None where a binary file has no such list. Raises LanguageModelError.
+    None where there is no such file next to a binary. Raises LanguageModelError.
     """
     words = []
-    with opened(path) as file:
-        if file.read(len(BINARY)) == BINARY:
-            return _listed_words(Path(path).with_suffix(".words"))
+    with open_model(path) as file:
+        if file.read(len(KENLM_BINARY)) == KENLM_BINARY:
+            return _read_word_list(Path(path).with_suffix(".words"))
         file.seek(0)
         for order, line in arpa_lines(path, file):
             if order > 1:
@@ -198,30 +197,30 @@ def read_words(path) -> list[str] | None:
     return words
 
 
-def _listed_words(beside: Path) -> list[str] | None:
-    if not beside.is_file():
+def _read_word_list(path: Path) -> list[str] | None:
+    if not path.is_file():
         return None
     try:
-        return beside.read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise LanguageModelError(beside, f"cannot be read ({error})") from None
+        raise LanguageModelError(path, f"cannot be read ({error})") from None
 
 
 def check_words(path, words: list[str], tokenizer: Tokenizer) -> list[str]:
-    """The words that the alphabet can spell, without sentence symbols; says how many it cannot.
+    """Returns the words that the network can write, without symbols, and reports the number of the others.
 
-    Raises LanguageModelError where most cannot be spelled, and says so if their case is the reason.
+    Raises LanguageModelError where it cannot write most of them, and says so if their case is the reason.
     """
     words = [word for word in words if word not in (SPACE, *SYMBOLS)]
-    spelled = [word for word in words if not tokenizer.unknown(word)]
-    missing = len(words) - len(spelled)
+    writable = [word for word in words if not tokenizer.unknown(word)]
+    missing = len(words) - len(writable)
     if not words:
         raise LanguageModelError(path, "has no words")
     if missing * 2 > len(words):
         other_case = sum(not tokenizer.unknown(word.swapcase()) for word in words)
-        advice = f"; {other_case:,} can in the other case" if other_case > len(spelled) else ""
-        raise LanguageModelError(path, f"the network's alphabet cannot spell {missing:,} of its {len(words):,} words"
+        advice = f"; {other_case:,} can in the other case" if other_case > len(writable) else ""
+        raise LanguageModelError(path, f"the network's alphabet cannot write {missing:,} of its {len(words):,} words"
                                        f"{advice}")
     if missing:
         print(f"{path}: {missing:,} of {len(words):,} words are outside the network's alphabet", file=sys.stderr)
-    return spelled
+    return writable
