@@ -16,6 +16,8 @@ torch.set_num_threads(1)  # these networks are too small for more, and test runs
 
 TINY = {  # options that make a network small enough for a test, by model
     "deepspeech2": {"n_mels": 20, "conv_channels": 4, "residual_blocks": 1, "rnn_size": 16, "rnn_layers": 2},
+    "conformer": {"n_mels": 20, "conv_channels": 4, "encoder_size": 16, "encoder_layers": 2, "attention_heads": 2,
+                  "conv_kernel": 5},
     "las": {"n_mels": 20, "conv_channels": 4, "listener_size": 12, "pyramid_layers": 2, "attention_size": 16,
             "speller_size": 16, "speller_layers": 2, "embedding_size": 16},
 }
@@ -28,6 +30,8 @@ VARIANTS = {  # every branch of every model
     "batchnorm": ("deepspeech2", {"rnn_norm": "batch", "time_stride": 4}),
     "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
     "local-ctc": ("deepspeech2", {"rnn_type": "mingru", "local_ctc_weight": 0.3}),
+    "conformer": ("conformer", {"time_stride": 2}),
+    "conformer-local-ctc": ("conformer", {"local_ctc_weight": 0.3, "head": "linear"}),
     "las": ("las", {"guided_weight": 1.0}),
     "las-bahdanau": ("las", {"attention": "bahdanau", "frontend": "vgg", "pyramid_layers": 1}),
     "las-location": ("las", {"attention": "location", "frontend": "rescnn", "tied_embedding": True}),
