@@ -15,6 +15,7 @@ from models.components.features.mfcc import MFCC
 from models.components.masks import mask_frames, reverse_frames
 from models.components.recurrent import RecurrentBlock, SequenceBatchNorm
 from models.components.specaugment import SpecAugment
+from models.conformer import RelativeAttention, sinusoids
 from utils.audio import load_audio
 
 LENGTHS = torch.tensor([9, 1, 6])
@@ -147,3 +148,24 @@ def test_specaugment_masks_within_its_policy():
     assert not frames[1::2, 40:].any(), "masks on padding only"
     assert torch.equal(augment.eval()(features, lengths), features)
     assert len({tuple(row.nonzero().flatten().tolist()) for row in frames[0::2]}) > 50, "drawn by utterance"
+
+
+def test_relative_attention_is_the_papers_sum():
+    """(q_i + u) . k_j + (q_i + v) . W_R r_{i-j}, written out for each head, query and key; padding has no weight."""
+    torch.manual_seed(0)
+    size, heads, frames, length = 8, 2, 6, 5
+    layer, width = RelativeAttention(size, heads, dropout=0.0), size // heads
+    nn.init.normal_(layer.content_bias)
+    nn.init.normal_(layer.position_bias)
+    x = torch.randn(1, frames, size)
+    q, k, v = layer.qkv(layer.norm(x))[0].unflatten(-1, (3, heads, width)).unbind(1)  # (T, h, D / h) each
+    context, rates = torch.zeros(frames, heads, width), 10_000 ** -(torch.arange(0, size, 2) / size)
+    for i in range(frames):
+        r = torch.stack([torch.cat([((i - j) * rates).sin(), ((i - j) * rates).cos()]) for j in range(length)])
+        r = layer.position(r).unflatten(-1, (heads, width))
+        for h in range(heads):
+            content, position = q[i, h] + layer.content_bias[h, 0], q[i, h] + layer.position_bias[h, 0]
+            scores = k[:length, h] @ content + r[:, h] @ position
+            context[i, h] = (scores / width**0.5).softmax(0) @ v[:length, h]
+    out = layer(x, torch.tensor([length]), sinusoids(frames, size, x.device))
+    torch.testing.assert_close(out[0], layer.out(context.flatten(1)), atol=1e-5, rtol=1e-5)

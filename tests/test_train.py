@@ -199,7 +199,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("network", ["deepspeech2", "las"])
+@pytest.mark.parametrize("network", ["deepspeech2", "conformer", "las"])
 def test_gradient_checkpointing_changes_no_number(tmp_path, network):
     """The same dropout in the second run of each layer: the same weights, but for the order of sums."""
     for name, more in (("kept", []), ("again", ["--gradient_checkpointing"])):
