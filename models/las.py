@@ -1,13 +1,13 @@
-"""Listen, Attend and Spell (Chan et al. 2015, arXiv:1508.01211), trained jointly with CTC.
+"""Listen, Attend and Spell (Chan et al. 2015, arXiv:1508.01211v2), trained jointly with CTC.
 
-    waveform -> log-mel -> SpecAugment [-> convolutions] -> BiLSTM -> pyramidal BiLSTMs      listener
-    last character, last context -> LSTMs -> attention over the listener -> next character   speller
+    waveform -> log-mel -> SpecAugment [-> convolutions] -> BiLSTM -> pyramidal BiLSTMs           listener
+    last character, last context -> LSTMs -> attention over the listener's frames -> next character   speller
 
-Paper to code: Listen (section 3.1) is `Listener`, its pBLSTM `PyramidalLayer`; of AttendAndSpell (3.2),
-RNN and AttentionContext are `models.speller` `Speller._advance` and `components.attention`, CharacterDistribution is
-`Speller.classify`; learning with sampled characters (3.3) is `Speller.forward`; decoding and rescoring
-(3.4) is `LAS.search`. What later work found to be needed stands beside it: the CTC loss (Kim et al.
-2017, Watanabe et al. 2017) and label smoothing (Chorowski and Jaitly 2017).
+Paper to code: Listen (section 3.1) is `models.listener.Listener`, AttendAndSpell (3.2) `models.speller.Speller`,
+learning with sampled characters (3.3) `LAS.loss`, decoding and rescoring (3.4) `LAS.search`. Later work added
+location-aware attention (`models.components.attention`), the CTC loss and CTC scores in the beam search
+(Kim et al. 2017, arXiv:1609.06773v2; Hori et al. 2017, "Joint CTC/attention decoding for end-to-end speech
+recognition"), and label smoothing (Chorowski and Jaitly 2017, arXiv:1612.02695v1).
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ from utils.lm.ngram import NGram
 from utils.lm.scorer import NGramScorer
 from utils.types import Batch, Candidate, Word
 
-CHARACTERS_A_SECOND = 30  # no speech is quicker; it bounds a hypothesis that repeats itself
+TOKENS_PER_SECOND = 30  # no speech has more characters; ends hypotheses that repeat themselves
 
 
 class LAS(Recognizer, name="las"):
@@ -43,7 +43,7 @@ class LAS(Recognizer, name="las"):
         frontend: convolutions below the listener, which shorten the time four times.
         conv_channels: channels of these convolutions.
         residual_blocks: residual blocks of the rescnn front end.
-        listener_size: hidden units of one direction of a listener layer.
+        listener_size: hidden units per direction of a listener layer.
         pyramid_layers: pyramidal layers, each of which halves the time.
         attention: how the speller's state is compared with the listener's frames.
         attention_size: features in which the two are compared.
@@ -51,13 +51,13 @@ class LAS(Recognizer, name="las"):
         speller_layers: LSTM layers of the speller.
         embedding_size: features of a character, and of the classifier's hidden layer.
         tied_embedding: the classifier's weights are the characters' embeddings.
-        dropout: after each layer.
-        scheduled_sampling: share of the speller's inputs that are its own predictions (scheduled sampling).
+        dropout: dropout after each layer.
+        scheduled_sampling: share of the speller's inputs that are sampled from its own predictions.
         scheduled_sampling_steps: optimiser steps over which scheduled_sampling grows from 0.
         label_smoothing: share of a target's probability that is spread over all characters.
-        ctc_weight: of the CTC loss on the listener against the speller's; 0 leaves its layer out.
-        guided_weight: of the penalty on attention far from the diagonal; 0 for none.
-        guided_steps: optimiser steps for which it applies.
+        ctc_weight: weight of the CTC loss on the listener, the rest is the speller's; 0 leaves its layer out.
+        guided_weight: weight of the penalty on attention far from the diagonal; 0 for none.
+        guided_steps: optimiser steps for which that penalty applies.
     """
 
     autoregressive = True
@@ -90,20 +90,20 @@ class LAS(Recognizer, name="las"):
         self.ctc = nn.Linear(self.listener.outputs, self.tokenizer.ctc_size) if ctc_weight else None
 
     def schedule(self, steps: int) -> None:
-        """Scheduled sampling and guided attention depend on the optimiser steps so far."""
+        """Sets the optimiser steps so far, on which scheduled sampling and guided attention depend."""
         self.steps = steps
 
     def encode(self, waveforms: Tensor, sample_counts: Tensor) -> ListenerOutput:
-        """(B, S) samples and (B,) counts to what the listener heard."""
+        """Returns the listener's output for (B, S) samples with (B,) counts."""
         return self.listener(*self.augmented_features(waveforms, sample_counts))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, U + 1, V) log-probabilities of each character after the ones before it, and of the end, and lengths."""
+        """Returns (B, U + 1, V) log-probabilities of each reference token, and of the end, and (B,) lengths."""
         log_probs, _ = self.attend_and_spell(self.encode(batch.waveforms, batch.sample_counts), batch)
         return log_probs, batch.token_counts + 1
 
     def attend_and_spell(self, encoding: ListenerOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, U + 1, V) log-probabilities and (B, U + 1, T) attention weights, the reference as input."""
+        """Returns (B, U + 1, V) log-probabilities and (B, U + 1, T) attention weights, given the reference's tokens."""
         inputs = F.pad(batch.tokens, (1, 0), value=self.tokenizer.sos)
         memory = self.speller.attention.precompute(encoding.frames, encoding.lengths)
         ramp = min(1.0, self.steps / max(self.scheduled_sampling_steps, 1))
@@ -111,9 +111,10 @@ class LAS(Recognizer, name="las"):
         return fast_forward(self.speller, inputs, memory, rate)
 
     def loss(self, encoding: ListenerOutput, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the batch: smoothed cross-entropy, CTC where it is on, and what descends.
+        """Returns sums over the batch: the loss and its parts, nats, and the diagonality of the attention.
 
-        `diagonality` tells at once where attention has not aligned.
+        The speller's cross-entropy, `attention`, and the CTC loss are interpolated (Kim et al. 2017). A diagonality
+        near 0.2 per token, which uniform attention has, shows that attention has not aligned.
         """
         log_probs, weights = self.attend_and_spell(encoding, batch)
         sums = {"attention": self.cross_entropy(log_probs, batch),
@@ -128,7 +129,7 @@ class LAS(Recognizer, name="las"):
         return sums
 
     def cross_entropy(self, log_probs: Tensor, batch: Batch) -> Tensor:
-        """Nats, summed; `label_smoothing` of each target is spread evenly over characters and `<eos>`."""
+        """Returns the cross-entropy, nats, with `label_smoothing` of each target spread over all tokens and `<eos>`."""
         counts = batch.token_counts[:, None]
         ends = torch.arange(log_probs.shape[1], device=counts.device) == counts  # (B, U + 1)
         targets = F.pad(batch.tokens, (0, 1)).masked_fill(ends, self.tokenizer.eos)
@@ -138,39 +139,39 @@ class LAS(Recognizer, name="las"):
         return losses.masked_fill(~length_mask(batch.token_counts + 1, losses.shape[1]), 0.0).sum()
 
     def diagonality(self, weights: Tensor, encoding: ListenerOutput, batch: Batch) -> Tensor:
-        """Attention near the diagonal, summed over characters: from 0 to 1 each (`soft_diagonal`)."""
+        """Returns the attention weights near the diagonal (`soft_diagonal`), 0 to 1 per token, summed over tokens."""
         near = soft_diagonal(batch.token_counts, encoding.lengths, weights.shape[1:])
         steps = (weights * near).sum(dim=2)  # (B, U + 1)
         return steps.masked_fill(~length_mask(batch.token_counts, steps.shape[1]), 0.0).sum()
 
     def ctc_log_probs(self, encoding: ListenerOutput) -> tuple[Tensor, Tensor] | None:
-        """(B, T', V) float32 log-probabilities of blank and characters and (B,) lengths; None without CTC."""
+        """Returns (B, T', V) float32 log-probabilities of blank and tokens, and (B,) lengths; None without CTC."""
         if self.ctc is None:
             return None
         return self.ctc(encoding.ctc_frames).float().log_softmax(dim=-1), encoding.ctc_lengths
 
     def max_tokens(self, encoding: ListenerOutput) -> Tensor:
-        """(B,) most characters that utterances of such lengths can hold."""
+        """Returns the most tokens that utterances of these lengths can hold, (B,)."""
         seconds = encoding.ctc_lengths * (self.ctc_frame_samples / SAMPLE_RATE)
-        return (seconds * CHARACTERS_A_SECOND).long() + 1
+        return (seconds * TOKENS_PER_SECOND).long() + 1
 
     def search(self, encoding: ListenerOutput, decoder: Decoder) -> list[list[Candidate]]:
-        """The n-best texts of log P(y|x) / |y|^length_power + alpha log P_LM(y) (section 3.4).
+        """Returns the n best texts by log P(y|x) / |y|^length_power + alpha log P_LM(y) (section 3.4).
 
-        With `lm_fusion` shallow the n-gram's share stands inside the first term, at every character.
+        That is `lm_fusion` rescore. With shallow, alpha log P_LM(y) is part of the search and divided as well.
         """
         options, lm = decoder.options, decoder.ngram
         rescored = lm is not None and options.lm_fusion == "rescore"
         wide = replace(options, nbest=options.beam_size) if options.nbest > 1 or rescored else options
-        found = []
+        results = []
         for hypotheses in self._beam_search(encoding, wide, None if rescored else lm):
-            texts = {}  # several hypotheses may differ in spaces alone; the best of them counts
+            texts = {}  # hypotheses that differ in spaces alone are one text; the best of them counts
             for hypothesis in hypotheses:
                 texts.setdefault(self.tokenizer.text(hypothesis.tokens), hypothesis.score)
             candidates = [Candidate(text, score + (options.alpha * lm.log_prob(text) if rescored else 0.0))
                           for text, score in texts.items()]
-            found.append(sorted(candidates, key=lambda candidate: -candidate.score)[: options.nbest])
-        return found
+            results.append(sorted(candidates, key=lambda candidate: -candidate.score)[: options.nbest])
+        return results
 
     def _beam_search(self, encoding: ListenerOutput, options: DecodingOptions,
                      lm: NGram | None) -> list[list[Hypothesis]]:
@@ -198,7 +199,7 @@ class LAS(Recognizer, name="las"):
         return scorers
 
     def align(self, encoding: ListenerOutput, texts: list[str]) -> list[list[Word]]:
-        """Words by forced alignment where there is CTC and it can spell the text, else by attention."""
+        """Returns the words of each text, aligned to CTC, or to attention where CTC is off or has too few frames."""
         aligned = [None] * len(texts)
         if self.ctc is not None:
             outputs = zip(*self.ctc_log_probs(encoding), texts, strict=True)
@@ -207,32 +208,32 @@ class LAS(Recognizer, name="las"):
         if None not in aligned:
             return aligned
         by_attention = self._align_by_attention(encoding, texts)
-        return [found if words is None else words for words, found in zip(aligned, by_attention, strict=True)]
+        return [other if words is None else words for words, other in zip(aligned, by_attention, strict=True)]
 
     def _align_by_attention(self, encoding: ListenerOutput, texts: list[str]) -> list[list[Word]]:
-        """A character is where its attention is centred, and lasts as long as an encoder frame."""
+        """Puts each token at the mean of its attention weights, one encoder frame long."""
         tokens = [torch.tensor(self.tokenizer.encode(text), device=encoding.frames.device) for text in texts]
         batch = Batch(None, None, pad_sequence(tokens, batch_first=True).long(), None, texts, texts, [])
         log_probs, weights = self.attend_and_spell(encoding, batch)
         frames = torch.arange(weights.shape[2], device=weights.device, dtype=weights.dtype)
         seconds = self.ctc_frame_samples / SAMPLE_RATE * 2 ** (len(self.listener.pyramid) - self.listener.ctc_layers)
         centres = ((weights @ frames) * seconds).tolist()  # (B, U + 1)
-        found = []
+        aligned = []
         for token, scores, centre in zip(tokens, log_probs, centres, strict=True):
             scores = scores[: len(token)].gather(1, token[:, None])[:, 0].tolist()
             times = [(c - seconds / 2, c + seconds / 2) for c in centre]
-            found.append(join_words(self.tokenizer.words(token.tolist()), times, scores))
-        return found
+            aligned.append(join_words(self.tokenizer.words(token.tolist()), times, scores))
+        return aligned
 
     def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
-        """`attention`, (U + 1, T) of each utterance, and CTC `posteriors`."""
+        """Returns the `attention` weights, (U + 1, T) of each utterance, and CTC `posteriors`, (T', V)."""
         encoding = self.encode(batch.waveforms, batch.sample_counts)
         _, weights = self.attend_and_spell(encoding, batch)
         sizes = zip(batch.token_counts + 1, encoding.lengths, strict=True)
-        views = {"attention": [w[:u, :t] for w, (u, t) in zip(weights, sizes, strict=True)]}
+        figures = {"attention": [w[:u, :t] for w, (u, t) in zip(weights, sizes, strict=True)]}
         if self.ctc is not None:
-            views["posteriors"] = [p[:t] for p, t in zip(*self.ctc_log_probs(encoding), strict=True)]
-        return views
+            figures["posteriors"] = [p[:t] for p, t in zip(*self.ctc_log_probs(encoding), strict=True)]
+        return figures
 
     def output_lengths(self, frames: Lengths) -> Lengths:
         """Returns the CTC frames of `frames` feature frames."""

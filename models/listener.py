@@ -1,4 +1,4 @@
-"""The listener of Listen, Attend and Spell (Chan et al. 2015, section 3.1): a pyramidal BiLSTM."""
+"""The listener of Listen, Attend and Spell (Chan et al. 2015, arXiv:1508.01211v2, section 3.1): a pyramidal BiLSTM."""
 
 from typing import Literal, NamedTuple
 
@@ -13,11 +13,11 @@ Frontend = Literal["none", "vgg", "rescnn"]
 
 
 class ListenerOutput(NamedTuple):
-    """Listener output of B utterances: what the speller attends to, and what CTC reads."""
+    """Frames of B utterances for the speller and for CTC."""
 
     frames: Tensor  # (B, T, H)
     lengths: Tensor  # (B,) int64
-    ctc_frames: Tensor  # (B, T', H'), of the deepest layer that joins at most four feature frames
+    ctc_frames: Tensor  # (B, T', H') of the deepest layer that joins at most four feature frames
     ctc_lengths: Tensor  # (B,) int64
 
 

@@ -68,9 +68,9 @@ class Speller(nn.Module):
     def step(self, tokens: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
         """Returns the (N, V) log-probabilities of the next character after (N,) last ones, and the state after.
 
-        s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1})                         equation 6
-        c_i = AttentionContext(s_i, h)                               equation 7
-        P(y_i | x, y_<i) = CharacterDistribution(s_i, c_i)           equation 8
+        s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1})
+        c_i = AttentionContext(s_i, h)
+        P(y_i | x, y_<i) = CharacterDistribution(s_i, c_i)
         """
         hidden, cells = [], []
         x, gates = state.context, self.characters(self.embedding(tokens))

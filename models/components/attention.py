@@ -77,7 +77,7 @@ class SingleHeadAttention(Attention):
 
 
 class ContentAttention(SingleHeadAttention):
-    """<phi(s), psi(h)>, phi and psi perceptrons (Chan et al. 2015, arXiv:1508.01211v2, section 3.2, equation 9)."""
+    """<phi(s), psi(h)>, phi and psi perceptrons (Chan et al. 2015, arXiv:1508.01211v2, section 3.2)."""
 
     def precompute(self, frames: Tensor, lengths: Tensor) -> Memory:
         """Projects frames to keys psi(h), (B, A, T)."""
@@ -105,7 +105,7 @@ class AdditiveAttention(SingleHeadAttention):
 class LocationAttention(AdditiveAttention):
     """v . tanh(W s + V h + U f + b), f the convolved weights of the step before, from where it can move on.
 
-    Chorowski et al. 2015, arXiv:1506.07503v1, section 2.2, equations 8 and 9.
+    Chorowski et al. 2015, arXiv:1506.07503v1, section 2.2.
     """
 
     filters, width = 10, 31  # the width in encoder frames
