@@ -1,5 +1,7 @@
 """Recordings of any length, words in time, and the joining of what was heard in parts."""
 
+import io
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,8 +9,8 @@ import torch
 from conftest import SPEECH, greedy_texts, tiny_network
 
 from models import Transcriber
-from models.inference.transcriber import cut_at_words, join_windows, segments
-from utils.audio import AudioError, load_audio, read_windows
+from models.inference.strategies import joined_parts, piece_lengths, segments
+from utils.audio import AudioError, from_array, load_audio, read_windows, resample
 from utils.decoding.alignment import align_ctc
 from utils.decoding.options import DecodingOptions
 from utils.tokenizer import CharTokenizer
@@ -35,7 +37,7 @@ def long_file(tmp_path_factory):
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
 def test_windows_are_the_file(tmp_path, rate):
-    """They overlap as stated, and joined they are what is read at once."""
+    """They overlap as stated, and each is that part of what is read at once, to its edges; an array has the same."""
     samples = (0.5 * np.sin(np.arange(rate * 25) / rate * 880)).astype(np.float32)
     soundfile.write(tmp_path / "x.wav", samples, rate)
     windows = list(read_windows(tmp_path / "x.wav", step=10, overlap=4))
@@ -43,8 +45,13 @@ def test_windows_are_the_file(tmp_path, rate):
     whole = load_audio(tmp_path / "x.wav")
     for i, window in enumerate(windows):
         expected = whole[i * 160_000 : i * 160_000 + len(window)]
-        inner = slice(16_000, -16_000)  # resampling knows edges
-        torch.testing.assert_close(window[inner], expected[inner], atol=1e-5, rtol=0)
+        torch.testing.assert_close(window, expected, atol=1e-5, rtol=0)
+    for step, overlap in ((10, 4), (10, 0), (7, 5), (25, 0), (24, 1), (60, 6)):
+        read = list(read_windows(tmp_path / "x.wav", step=step, overlap=overlap))
+        cut = list(read_windows(whole, step=step, overlap=overlap))
+        assert [len(window) for window in read] == [len(window) for window in cut]
+        assert all(torch.equal(one, whole[i * step * 16_000 :][: len(one)]) for i, one in enumerate(cut))
+        assert len(read[-1]) + (len(read) - 1) * step * 16_000 == len(whole)
 
 
 def test_a_fault_in_the_middle_of_a_file(tmp_path):
@@ -71,14 +78,15 @@ def test_windows_join_between_words():
         window[:8] = emissions("zz")  # the beginning of a window is misheard
     for window in windows[:-1]:
         window[-8:] = emissions("zz")
-    joined = join_windows(windows, step, [SPACE])
+    parts = joined_parts(windows, step, [SPACE])
+    joined = torch.cat([window[part] for window, part in zip(windows, parts, strict=True)])
     assert torch.equal(joined, whole)
 
 
 def test_pieces_end_between_words():
     text = "one two three four five six seven eight nine ten eleven twelve"
     whole = emissions(text)
-    pieces = cut_at_words(whole, 60, [SPACE])
+    pieces = whole.split(piece_lengths(whole, 60, [SPACE]))
     assert len(pieces) > 4 and all(len(piece) <= 60 for piece in pieces)
     assert torch.equal(torch.cat(pieces), whole)
     spelled = []
@@ -123,7 +131,7 @@ def test_transcripts_of_short_and_long_recordings(variant, long_file):
     assert long.seconds == 90.0
     assert [word.word for word in long.words] == long.text.split()
     starts = [word.start for word in long.words]
-    assert all(0 <= word.start <= word.end <= 90.5 and 0 <= word.confidence <= 1 for word in long.words)
+    assert all(0 <= word.start <= word.end <= 90.0 and 0 <= word.confidence <= 1 for word in long.words)
     assert variant != "mingru" or starts == sorted(starts)
 
 
@@ -139,6 +147,84 @@ def test_arrays_are_transcribed_like_files():
             transcriber.transcribe(samples)
     with pytest.raises(AudioError, match="no such file"):
         transcriber.transcribe("absent.wav")
+
+
+def integers(kind: str):
+    zero, scale = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "uint8": (128, 1 << 7)}[kind]
+    return lambda x: (x.numpy().astype(np.float64) * (scale - 1) + zero).round().astype(kind)
+
+
+ARRAYS = {
+    "one channel": lambda x: x[None], "channels first": lambda x: torch.stack([x, x]),
+    "channels last": lambda x: np.stack([x, x, x], axis=1), "one channel last": lambda x: x.numpy()[:, None],
+    "opposite phase": lambda x: torch.stack([x, -x]), "one silent": lambda x: torch.stack([x, 0 * x]) * 2,
+    "float64": lambda x: x.double(), "float16": lambda x: x.numpy().astype(np.float16),
+    "bfloat16": lambda x: x.bfloat16(), "with a gradient": lambda x: x.clone().requires_grad_(),
+    "big-endian": lambda x: x.numpy().astype(">f4"), "a list": lambda x: x.tolist(),
+    "int16": integers("int16"), "int16 tensor": lambda x: torch.from_numpy(integers("int16")(x)[None]),
+    "int32": integers("int32"), "uint8": lambda x: integers("uint8")(x / x.abs().max()),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_every_kind_hold_the_same_sound(kind):
+    waveform = load_audio(SPEECH[0])
+    samples = from_array(ARRAYS[kind](waveform)) * (waveform.abs().max() if kind == "uint8" else 1)
+    assert samples.dtype == torch.float32 and samples.shape == waveform.shape and not samples.requires_grad
+    tolerance = {"uint8": 0.01, "bfloat16": 0.01, "float16": 1e-3}.get(kind, 1e-4)
+    torch.testing.assert_close(samples, waveform, atol=tolerance, rtol=0)
+    if tolerance < 1e-3:
+        transcriber = Transcriber(tiny_network("mingru"))
+        assert transcriber.transcribe(ARRAYS[kind](waveform)).text == transcriber.transcribe(SPEECH[0]).text != ""
+
+
+@pytest.mark.parametrize(("samples", "fault"), [
+    (torch.zeros(1, 2, 100), r"a shape of \(1, 2, 100\)"), (torch.zeros(300, 40), r"a shape of \(300, 40\)"),
+    (np.zeros((2, 2)), r"a shape of \(2, 2\)"), (np.float32(1), r"a shape of \(\)"), (np.zeros((2, 0)), "no samples"),
+    (np.zeros(9, np.int64), "samples of type int64"), (np.zeros(9, bool), "type bool"), (np.zeros(9, complex), "compl"),
+    (io.BytesIO(b"RIFF"), "type object")])
+def test_arrays_of_other_kinds_are_refused(samples, fault):
+    """In one line that names what it is."""
+    with pytest.raises(AudioError, match=fault) as caught:
+        Transcriber(tiny_network("mingru")).transcribe(samples)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_rate_of_an_array_is_said_by_the_caller():
+    transcriber = Transcriber(tiny_network("mingru"))
+    waveform = load_audio(SPEECH[0])
+    expected = transcriber.transcribe(waveform)
+    assert transcriber.transcribe(waveform, sample_rate=16_000) == expected
+    high = resample(waveform, 16_000, 44_100)
+    for audio in (high, torch.stack([high, high])):
+        assert transcriber.transcribe(audio, sample_rate=44_100).seconds == pytest.approx(expected.seconds, abs=1e-3)
+    inner = slice(200, len(waveform) - 200)  # resampling knows edges
+    torch.testing.assert_close(from_array(high, 44_100)[inner], waveform[inner], atol=0.02, rtol=0)
+    for rate in (0, -16_000, 1e9, 44_100.5, "16000"):
+        with pytest.raises(AudioError, match=f"a rate of {rate} Hz"):
+            transcriber.transcribe(waveform, sample_rate=rate)
+    with pytest.raises(AudioError, match="states its own sample_rate"):
+        transcriber.transcribe(SPEECH[0], sample_rate=16_000)
+
+
+@pytest.mark.parametrize("variant", ["mingru", "local-ctc", "las", "las-multihead"])
+@pytest.mark.parametrize("samples", [1, 160, 3_333])
+def test_words_lie_within_the_shortest_recordings(variant, samples):
+    """Such as 10 ms, less than a frame of CTC."""
+    waveform = load_audio(SPEECH[0])[8_000:]
+    waveform = waveform[waveform.abs().argmax() :][:samples]
+    transcript = Transcriber(tiny_network(variant)).transcribe(waveform)
+    assert transcript.seconds == round(samples / 16_000, 3)
+    assert [word.word for word in transcript.words] == transcript.text.split()
+    assert all(0 <= word.start <= word.end <= transcript.seconds for word in transcript.words)
+
+
+def test_progress_adds_up_to_the_audio(long_file):
+    for variant in ("mingru", "las"):
+        seconds = []
+        transcriber = Transcriber(tiny_network(variant), segment_seconds=40)
+        list(transcriber.transcribe_all([long_file, SPEECH[0]], pytest.fail, seconds.append))
+        assert sum(seconds) == pytest.approx(90 + len(load_audio(SPEECH[0])) / 16_000) and min(seconds) > 0
 
 
 @pytest.mark.parametrize("variant", ["mingru", "las"])

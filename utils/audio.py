@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 
-from utils.files.sound import TRUNCATED, AudioError, describe, open_sound
+from utils.files.sound import RATES, TRUNCATED, AudioError, describe, open_sound
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
 CANCELLED = 0.01  # share of the loudest channel's power below which the mean of the channels has lost the sound
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 MOST_SAMPLES = 1 << 28  # of a file that is read as one, 1 GB: 4.6 h at 16 kHz
+MOST_CHANNELS = 16  # of an array; the other dimension counts its samples
+_MEMORY = "audio"  # the name of samples in memory in errors
+_INTEGERS = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "uint8": (128, 1 << 7)}  # their zero and full scale
 _PROBED = 60  # seconds at a time of a file that is read to its end
 _BLOCK = 1 << 20  # samples of all channels that are decoded at once
 _LARGEST_TABLE = 1 << 22  # weights of torchaudio's resampling; 44.1 and 16 kHz take 70,560
@@ -42,36 +46,55 @@ def load_audio(path, *, part: tuple[float, float] | None = None, sample_rate: in
         return from_samples(mono, sound.samplerate, name=path, sample_rate=sample_rate)
 
 
-def read_windows(path, *, step: int, overlap: int = 0, sample_rate: int = SAMPLE_RATE) -> Iterator[Tensor]:
-    """Reads a file of any length in bounded memory, as windows that begin every `step` seconds.
+def read_windows(audio, *, step: int, overlap: int = 0, sample_rate: int = SAMPLE_RATE) -> Iterator[Tensor]:
+    """Reads a recording of any length in bounded memory, as windows that begin every `step` seconds.
 
-    Each is (S,) float32 at `sample_rate` and lasts `step + overlap` seconds, the last one less. Whole
-    seconds, so that windows begin on a sample at every rate.
-    Raises AudioError as `load_audio` does, where the fault stands.
+    They are parts of what `load_audio` returns: where a file is resampled, a second on both sides of each window
+    is read as well.
+
+    Args:
+        audio: path of a file, or a (S,) waveform at `sample_rate`.
+        step: seconds, whole ones so that windows begin on a sample at every rate.
+        overlap: whole seconds by which a window reaches into the next one.
+        sample_rate: of the windows, Hz.
+
+    Yields (S,) float32 of `step + overlap` seconds, the last window less.
+    Raises AudioError as `load_audio` does, once it comes to the fault.
     """
-    with open_sound(path) as sound:
-        read, size = 0, (step + overlap) * sound.samplerate
-        kept = np.empty(0, dtype=np.float32)
-        while read < sound.frames:
-            fresh = _read_mono(path, sound, min(size - len(kept), sound.frames - read), read)
-            read += len(fresh)
-            window = np.concatenate([kept, fresh]) if len(kept) else fresh
-            yield from_samples(window, sound.samplerate, name=path, sample_rate=sample_rate)
-            kept = window[len(window) - overlap * sound.samplerate :]
-
-
-def _skip(path, sound: soundfile.SoundFile, count: int) -> None:
-    """Goes to sample `count`. Raises AudioError."""
-    if count and sound.seekable():
-        sound.seek(count)
+    size = step + overlap
+    if isinstance(audio, Tensor):
+        for start in range(0, max(1, len(audio) - overlap * sample_rate), step * sample_rate):
+            yield audio[start : start + size * sample_rate]
         return
-    for begin in range(0, count, _BLOCK):
-        _read_mono(path, sound, min(_BLOCK, count - begin), begin)
+    with open_sound(audio) as sound:
+        rate = sound.samplerate
+        margin = 0 if rate == sample_rate else 1  # second; the resampling filter needs milliseconds
+        samples, first, read = np.empty(0, dtype=np.float32), 0, 0  # from second `first` to sample `read` of the file
+        for start in count(0, step):
+            begin, end = max(0, start - margin), min(sound.frames, (start + size + margin) * rate)
+            samples = np.concatenate([samples[(begin - first) * rate :], _read_mono(audio, sound, end - read, read)])
+            first, read = begin, end
+            waveform = from_samples(samples, rate, name=audio, sample_rate=sample_rate)
+            yield waveform[(start - begin) * sample_rate : (start - begin + size) * sample_rate]
+            if (start + size) * rate >= sound.frames:
+                return
 
 
-def _read_mono(path, sound: soundfile.SoundFile, count: int, read: int) -> np.ndarray:
-    """(count,) float32, the mean of the channels, in blocks: memory goes to samples that are there, not just stated."""
-    blocks, left = [], count
+def _skip(path, sound: soundfile.SoundFile, sample: int) -> None:
+    """Goes to a sample. Raises AudioError."""
+    if sample and sound.seekable():
+        sound.seek(sample)
+        return
+    for begin in range(0, sample, _BLOCK):
+        _read_mono(path, sound, min(_BLOCK, sample - begin), begin)
+
+
+def _read_mono(path, sound: soundfile.SoundFile, size: int, read: int) -> np.ndarray:
+    """Returns the next (size,) float32 samples after `read`, mixed down.
+
+    In blocks: memory goes to samples that are there, not just stated.
+    """
+    blocks, left = [], size
     while left:
         wanted = min(left, max(1, _BLOCK // sound.channels))
         try:
@@ -80,7 +103,7 @@ def _read_mono(path, sound: soundfile.SoundFile, count: int, read: int) -> np.nd
             raise AudioError(path, describe(error)) from None
         left -= len(block)
         if len(block) < wanted:
-            raise AudioError(path, f"truncated: {read + count - left} of {sound.frames} samples")
+            raise AudioError(path, f"truncated: {read + size - left} of {sound.frames} samples")
         blocks.append(mix_down(block))
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *blocks])
 
@@ -115,6 +138,48 @@ def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: i
     if not finite:
         raise AudioError(name, "samples that are not finite (NaN or infinity)")
     return resample(torch.from_numpy(mono), rate, sample_rate)
+
+
+def from_array(audio: np.ndarray | Tensor, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """Returns samples in memory as a (S,) float32 waveform at 16 kHz, the channels mixed down.
+
+    Args:
+        audio: (S,), (channels, S) or (S, channels) floats, or integers whose full scale is that of their type.
+        sample_rate: their rate, Hz.
+
+    Raises AudioError, as `from_samples` does, or naming a shape, type or rate that is none of these.
+    """
+    if sample_rate not in RATES:
+        raise AudioError(_MEMORY, f"a rate of {sample_rate} Hz, not {RATES.start:,} to {RATES.stop - 1:,}")
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu()
+        audio = audio.float() if audio.is_floating_point() else audio  # NumPy has no bfloat16
+    return from_samples(_channels_last(_as_floats(np.asarray(audio))), int(sample_rate), name=_MEMORY)
+
+
+def _as_floats(samples: np.ndarray) -> np.ndarray:
+    """Returns samples whose full scale is 1. Raises AudioError that names any other type."""
+    if samples.dtype.kind == "f":
+        return samples
+    if samples.dtype.name not in _INTEGERS:
+        raise AudioError(_MEMORY, f"samples of type {samples.dtype}, neither floats nor {', '.join(_INTEGERS)}")
+    zero, scale = _INTEGERS[samples.dtype.name]
+    return (samples.astype(np.float32) - zero) / scale
+
+
+def _channels_last(samples: np.ndarray) -> np.ndarray:
+    """Returns (S,) or (S, channels) samples; the smaller dimension is taken for the channels.
+
+    Raises AudioError that names the shape where that does not tell them apart.
+    """
+    if samples.ndim == 2 and 1 in samples.shape:
+        return samples.reshape(-1)
+    if samples.ndim == 2 and min(samples.shape) <= MOST_CHANNELS and samples.shape[0] != samples.shape[1]:
+        return samples if samples.shape[0] > samples.shape[1] else samples.T
+    if samples.ndim != 1:
+        raise AudioError(_MEMORY, f"a shape of {samples.shape}, neither (samples,) nor (channels, samples) nor "
+                                  f"(samples, channels) with at most {MOST_CHANNELS} channels")
+    return samples
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
