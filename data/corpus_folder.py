@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.index import DataError
-from utils.files.atomic import atomic_write, exclusive_lock
+from utils.files.atomic import atomic_write
+from utils.files.locks import exclusive_folder
 
 DESCRIPTION = "corpus.json"
 SETTINGS = ".settings.json"  # in a folder that is not complete
@@ -43,7 +44,7 @@ def new_corpus(output: Path, settings: dict) -> Iterator[Path]:
     partial = output.with_name(f"{output.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        with exclusive_lock(partial):
+        with exclusive_folder(partial):
             _keep_or_empty(partial, settings)
             yield partial
             (partial / SETTINGS).unlink()

@@ -15,10 +15,10 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-from data import librispeech
 from data.index import DataError
 from data.prepare import __main__ as command
 from data.prepare import digits, kathleen
+from data.readers.librispeech import list_entries
 from utils.audio import load_audio
 
 DIGIT_SPEAKERS = "george jackson lucas nicolas theo yweweler".split()
@@ -100,11 +100,11 @@ def test_digits_has_the_published_ids_and_texts(prepared):
     """They depend on the names of the recordings alone, so that made-up ones have the texts of the real ones."""
     text = "".join(path.read_text() for path in sorted((prepared / "digits").rglob("*.trans.txt")))
     assert hashlib.sha256(text.encode()).hexdigest() == DIGIT_TEXTS
-    assert [len(librispeech.list_entries(prepared / "digits" / split)[0]) for split in SPLITS] == [1472, 129, 193]
+    assert [len(list_entries(prepared / "digits" / split)[0]) for split in SPLITS] == [1472, 129, 193]
 
 
 def test_a_string_of_digits_is_its_recordings_with_pauses(prepared):
-    entries, faults = librispeech.list_entries(prepared / "digits" / "test")
+    entries, faults = list_entries(prepared / "digits" / "test")
     assert not any(faults.values()) and {entry.speaker for entry in entries} == {"8001", "8002", "8003", "8004", "8006"}
     for entry in entries[:20]:
         spoken = [digits.WORDS.index(word) for word in entry.text.split()]
@@ -114,7 +114,7 @@ def test_a_string_of_digits_is_its_recordings_with_pauses(prepared):
 
 
 def test_kathleen_is_split_by_prompt(prepared):
-    entries = {split: librispeech.list_entries(prepared / "kathleen" / split)[0] for split in SPLITS}
+    entries = {split: list_entries(prepared / "kathleen" / split)[0] for split in SPLITS}
     found = {split: [(entry.id, entry.text) for entry in entries[split]] for split in SPLITS}
     text = "IT'S PROMPT NUMBER ET CETERA"
     assert found == {"train": [("9001-1-00000", text), ("9001-1-00010", text), ("9001-1-00011", text)],
