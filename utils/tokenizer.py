@@ -1,4 +1,4 @@
-"""Text to integers and back: the normaliser and the tokenizers."""
+"""Turns text into integers and back: the normaliser, and tokenizers by name."""
 
 import io
 import unicodedata
@@ -29,14 +29,14 @@ class WordSpan(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """Tokens are integers: 0 is the CTC blank, then come the labels, then `<sos>` and `<eos>`.
+    """Encodes text as integers: 0 is the CTC blank, then come the labels, then `<sos>` and `<eos>`.
 
-    The blank comes first and the two sentence symbols last, so that neither ever collides with a
-    label, and a CTC output layer is the first `len(labels)` classes.
+    The blank comes first and the two sentence symbols last, so that neither ever collides with a label,
+    and the outputs of CTC are the first `ctc_size` tokens.
 
     Args:
-        labels: what each class of CTC but the blank stands for, for figures and for beam search.
-        texts: what it adds to a text; a word ends before each that begins with a space.
+        labels: names of the tokens between blank and `<sos>`, for figures and for beam search.
+        texts: what each of them adds to a text; one that begins with a space ends the word before it.
     """
 
     blank = 0
@@ -54,7 +54,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def config(self) -> dict[str, str | list[str]]:
-        """The plain values from which `build_tokenizer` makes this tokenizer again."""
+        """Returns the plain values from which `build_tokenizer` makes this tokenizer again."""
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -92,7 +92,7 @@ class Tokenizer(ABC):
 
 
 class CharTokenizer(Tokenizer):
-    """One token per character of an alphabet."""
+    """Encodes each character of an alphabet as one token."""
 
     def __init__(self, *, alphabet: str = ENGLISH):
         if len(set(alphabet)) != len(alphabet) or not alphabet:
@@ -102,7 +102,7 @@ class CharTokenizer(Tokenizer):
 
     @property
     def config(self) -> dict[str, str | list[str]]:
-        """The alphabet."""
+        """Returns the alphabet."""
         return {"tokenizer": "char", "alphabet": "".join(self.labels)}
 
     def _encode(self, text: str) -> list[int]:
@@ -110,7 +110,7 @@ class CharTokenizer(Tokenizer):
 
 
 class BPETokenizer(Tokenizer):
-    """One token per piece of a word, by byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909, section 3.2).
+    """Encodes pieces of words as tokens, by byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909, section 3.2).
 
     The mark ▁ at the front of a piece says that it begins a word. It is no piece by itself: each letter is
     two, with the mark and without. So every text can be encoded, and each word has exactly one mark, which
@@ -142,7 +142,7 @@ class BPETokenizer(Tokenizer):
 
     @property
     def config(self) -> dict[str, str | list[str]]:
-        """The alphabet and the pieces of several letters."""
+        """Returns the alphabet and the pieces of several letters."""
         return self._config
 
     def _encode(self, text: str) -> list[int]:
