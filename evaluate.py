@@ -32,14 +32,9 @@ from data.options import DataOptions, TrainingDataOptions
 from models import Recognizer
 from utils.audio import SAMPLE_RATE
 from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
-from utils.cli.parser import (
-    OneLineParser,
-    add_constructor_flags,
-    nonnegative_int,
-    parse_with_config,
-    pick_arguments,
-    positive_int,
-)
+from utils.cli.config import parse_with_config
+from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
+from utils.cli.values import nonnegative_int, positive_int
 from utils.decoding.options import Decoder, DecodingOptions
 from utils.decoding.tune import TuningOptions, build_grid
 from utils.decoding.tune import tune as tune_decoding

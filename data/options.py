@@ -2,9 +2,12 @@
 
 import os
 from dataclasses import dataclass
+from typing import Annotated
 
-from data.index import DataError
 from data.librispeech import URL
+from utils.cli.values import nonnegative_int, positive_float, positive_int
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of this process
 
 
 @dataclass(kw_only=True)
@@ -19,25 +22,15 @@ class DataOptions:
         num_workers: processes that read audio
         cache_dir: durations of audio files
         librispeech_url: where LibriSpeech's archives are
-
-    Raises DataError for a value that is none.
     """
 
     data_root: str = "data"
     test_sets: list[str] = ("test-clean", "test-other")
-    batch_size: int = 32
-    batch_seconds: float | None = None
-    num_workers: int = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    batch_size: Annotated[int, positive_int] = 32
+    batch_seconds: Annotated[float, positive_float] | None = None
+    num_workers: Annotated[int, nonnegative_int] = min(4, CORES)
     cache_dir: str = ".cache/index"
     librispeech_url: str = URL
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise DataError(f"--batch_size {self.batch_size}: must be at least 1")
-        if self.batch_seconds is not None and not 0 < self.batch_seconds < float("inf"):
-            raise DataError(f"--batch_seconds {self.batch_seconds}: must be above 0 and finite")
-        if self.num_workers < 0:
-            raise DataError(f"--num_workers {self.num_workers}: must be at least 0")
 
 
 @dataclass(kw_only=True)
@@ -50,20 +43,10 @@ class TrainingDataOptions(DataOptions):
         speed_perturb: speeds to draw from in training, e.g. 0.9 1.0 1.1
         skip_bad_audio: count files that cannot be read in place of stopping
         seed: of weights, order and augmentation
-
-    Raises DataError for a value that is none.
     """
 
-    train_sets: list[str] = ("train-clean-100",)
-    val_sets: list[str] = ("dev-clean", "dev-other")
-    speed_perturb: list[float] = ()
+    train_sets: Annotated[list[str], "+"] = ("train-clean-100",)
+    val_sets: Annotated[list[str], "+"] = ("dev-clean", "dev-other")
+    speed_perturb: list[Annotated[float, positive_float]] = ()
     skip_bad_audio: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        for speed in self.speed_perturb:
-            if not 0 < speed < float("inf"):
-                raise DataError(f"--speed_perturb {speed}: must be above 0 and finite")
-        if self.seed < 0:
-            raise DataError(f"--seed {self.seed}: must be at least 0")
+    seed: Annotated[int, nonnegative_int] = 0

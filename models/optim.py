@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from utils.cli.parser import nonnegative_float, nonnegative_int, positive_float, share
+from utils.cli.values import nonnegative_float, nonnegative_int, positive_float, share
 
 # -- optimisers ------------------------------------------------------------------------------
 # Each takes parameter groups (their weight decay is set), the configuration, and whether it may be fused: a gradient

@@ -109,8 +109,8 @@ def checkpoint() -> Target:
     import torch
 
     from models import Recognizer
+    from utils.checkpoint.__main__ import write_network
     from utils.checkpoint.reading import CheckpointError
-    from utils.checkpoint.safetensors_io import write_network
 
     torch.manual_seed(0)
     network = Recognizer.build("deepspeech2", n_mels=20, conv_channels=4, residual_blocks=1, rnn_size=16, rnn_layers=2)

@@ -206,7 +206,7 @@ def test_average_refuses_other_networks(tmp_path):
     (["--checkpoint", "{ctc}", "--device", "abacus"], "--device abacus"),
     (["--checkpoint", "{ctc}", "--test_sets", "nowhere"], "no split 'nowhere'"),
     (["--checkpoint", "{ctc}", "--test_sets", "{tmp}/none.jsonl"], "none.jsonl"),
-    (["--checkpoint", "{ctc}", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
+    (["--checkpoint", "{ctc}", "--batch_size", "0"], "--batch_size: 0 must be at least 1"),
     (["--checkpoint", "{ctc}", "--limit", "0"], "--limit: 0 must be at least 1"),
     (["--checkpoint", "{ctc}", "--average", "3"], "holds 0 checkpoints named epochNNN"),
     (["--checkpoint", "{ctc}", "--compare_greedy"], "--compare_greedy"),

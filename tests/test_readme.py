@@ -10,7 +10,7 @@ import evaluate
 import inference
 import train
 import utils.lm.commands
-from utils.cli.parser import config_arguments
+from utils.cli.config import config_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN = re.compile(r"(?:^|`|\| )\s*(python (?:-m )?(?:train.py|inference.py|evaluate.py|utils.lm) (?!--help)[^`\n]*)",

@@ -97,7 +97,8 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     torch.save({"recognizer": network.config, "state_dict": state}, tmp_path / "x.ckpt")
     waveform = load_audio(SPEECH[0])
     samples = (waveform.numpy() * 32_767).astype("<i2")
-    monkeypatch.setattr("sys.stdin", type("Input", (), {"buffer": io.BytesIO(samples.tobytes())}))
+    (tmp_path / "x.raw").write_bytes(samples.tobytes())
+    monkeypatch.setattr("sys.stdin", (tmp_path / "x.raw").open())
     with pytest.raises(SystemExit) as leave:
         inference.main(["--checkpoint", str(tmp_path / "x.ckpt"), "--stream"])
     assert leave.value.code == 0

@@ -18,6 +18,7 @@ import train
 from models import Recognizer
 from utils.checkpoint.reading import CheckpointError
 from utils.errors import UsageError
+from utils.training.resuming import check_same_network, resume_from
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,10 @@ def test_the_last_checkpoint_is_the_last(tmp_path):
 def test_the_configuration_is_kept(unbroken):
     kept = yaml.safe_load((unbroken / "config.yaml").read_text())
     assert kept["epochs"] == 3 and kept["rnn_size"] == 16 and kept["precision"] == "32-true"
+    flags = {action.dest for action in train.build_parser("deepspeech2")._actions} - {"help", "config"}
+    assert kept.keys() == flags, "every flag is stated"
+    again = vars(train.parse_arguments(["--config", str(unbroken / "config.yaml")]))
+    assert {name: again[name] for name in flags} == kept
     checkpoint = torch.load(unbroken / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["recognizer"]["rnn_size"] == 16
     assert not [value for value in checkpoint["recognizer"].values() if not isinstance(value, int | float | str | None)]
@@ -70,9 +75,9 @@ def test_evaluation_sees_the_averaged_weights(tmp_path):
 
 def test_auto_takes_the_newest_checkpoint(unbroken):
     args = train.parse_arguments(arguments(unbroken, "--checkpoint_path", "auto"))
-    path, saved = train.resume_from(args)
+    path, saved = resume_from(args)
     assert path == str(unbroken / "checkpoints" / "last.ckpt")
-    train.check_same_network(args, path, saved, train.build_network(args))
+    check_same_network(args, path, saved, train.build_network(args, saved))
 
 
 def test_resuming_another_network_is_refused(unbroken):
@@ -115,7 +120,7 @@ def test_print_model_counts_parameters(capsys):
 
 def test_every_config_is_accepted_and_states_its_command_and_result():
     for config in sorted((ROOT / "configs").glob("*.yaml")):
-        train.build_network(args := train.parse_arguments(["--config", str(config)]))
+        train.build_network(args := train.parse_arguments(["--config", str(config)]), saved={})
         command, *head = itertools.takewhile(lambda line: line.startswith("#"), config.read_text().splitlines())
         assert command.startswith(("# python train.py --config configs/" + config.name, "# make demo"))
         assert config.stem.startswith(f"{args.model}_") and any(line.startswith("# Result: ") for line in head)
@@ -227,7 +232,7 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
         train.main(arguments(tmp_path / "other", "--epochs", "5", "--average_last", "3", "--checkpoint_path",
                              str(folder / "last.ckpt")))
     assert "--average_last: no epoch was kept for it" in capsys.readouterr().err
-    assert "averaged" not in train.resume_from(args)[0], "it has no optimiser to go on with"
+    assert "averaged" not in resume_from(args)[0], "it has no optimiser to go on with"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
@@ -267,3 +272,16 @@ def test_compiled_layers_give_the_same_losses(tmp_path):
                  for name in ("eager", "compiled")]
     for eager, compiled in zip(*histories, strict=True):
         assert compiled["val/loss"] == pytest.approx(eager["val/loss"], rel=1e-3)
+
+
+def test_the_environment_file(tmp_path, monkeypatch, capsys):
+    """UTF-8, with a byte order mark as Windows writes it, or one line that names the file."""
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    (tmp_path / ".env").write_bytes("\ufeffSOME_KEY=größer".encode())
+    train.prepare_process()
+    assert os.environ.pop("SOME_KEY") == "größer"
+    (tmp_path / ".env").write_bytes("SOME_KEY=größer".encode("latin-1"))
+    with pytest.raises(SystemExit, match="2"):
+        train.main([])
+    assert capsys.readouterr().err == f"train.py: error: {tmp_path / '.env'}: not UTF-8: save it as UTF-8\n"

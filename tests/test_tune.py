@@ -13,7 +13,8 @@ from test_ngram import ARPA, CHARACTERS, emissions
 import evaluate
 from models import Recognizer
 from utils.audio import load_audio
-from utils.cli.parser import OneLineParser, add_constructor_flags, config_arguments
+from utils.cli.config import config_arguments
+from utils.cli.parser import OneLineParser, add_constructor_flags
 from utils.decoding import tune
 from utils.decoding.options import DecodingOptions
 from utils.metrics import ErrorCounts, count_errors

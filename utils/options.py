@@ -24,7 +24,7 @@ def constructor_options(cls: type) -> list[Option]:
     for owner in cls.__mro__:
         if "__init__" not in vars(owner):
             continue
-        helps = dict(re.findall(r"^\s{8}(\w+): (.+)$", owner.__doc__ or "", flags=re.MULTILINE))
+        helps = _helps(owner)
         hints = typing.get_type_hints(owner.__init__, include_extras=True)
         parameters = inspect.signature(owner.__init__).parameters.values()
         for one in parameters:
@@ -33,3 +33,9 @@ def constructor_options(cls: type) -> list[Option]:
         if all(one.kind is not one.VAR_KEYWORD for one in parameters):
             break
     return list(options.values())
+
+
+def _helps(cls: type) -> dict[str, str]:
+    """Returns the lines under `Args:` of a class and its bases: a dataclass has its bases' arguments as well."""
+    return {name: text for owner in reversed(cls.__mro__)
+            for name, text in re.findall(r"^\s{8}(\w+): (.+)$", owner.__doc__ or "", flags=re.MULTILINE)}

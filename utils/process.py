@@ -1,21 +1,33 @@
-"""The process a run is in: allocator, messages of packages, code revision."""
+"""The process: its memory, its messages, its device, its standard input, and its revision of the code."""
 
 import ctypes
+import io
 import logging
+import math
+import multiprocessing
 import os
 import platform
+import select
+import signal
 import subprocess
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_large_blocks() -> None:
-    """Tells glibc to keep large freed blocks for the next step, instead of returning them to Linux.
+    """Has glibc keep large freed blocks for the next step instead of returning them to Linux.
 
-    Every training step frees and takes the same large tensors; on a CPU the page faults of fresh
-    memory cost about a third of the step. Does nothing where the C library is another.
+    Every training step frees and allocates the same large tensors; on a CPU the page faults of fresh
+    memory cost about a third of the step. Does nothing with another C library.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
@@ -24,22 +36,22 @@ def keep_large_blocks() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Tells oneDNN to keep its kernels for the last few shapes alone, where the user says nothing else.
+    """Has oneDNN keep its kernels for the last 32 shapes only, unless the environment says otherwise.
 
-    It would keep 1,024, of a megabyte or more each, and batches of ever other lengths fill them: 3 GB after fifty
-    steps of a small network on a CPU. Must come before the first convolution.
+    It would keep 1,024 of them, each of a megabyte or more, and batches of varying lengths fill that cache: 3 GB after
+    fifty steps of a small network on a CPU. Must be called before the first convolution.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 
 def return_free_memory() -> None:
-    """Gives what is free back to Linux, so that a process that is forked now does not hold it for ever."""
+    """Returns free memory to Linux, so that a process that is forked now does not keep it."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def quiet_packages() -> None:
-    """Keeps what packages say of themselves off the screen; warnings about a user's run stay."""
+    """Hides what packages say about themselves; warnings about the user's run stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*overridden `on_before_batch_transfer`.*", ".*isinstance.treespec, LeafSpec.*",
@@ -51,15 +63,77 @@ def quiet_packages() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the run's first process, by what Lightning, torchrun or SLURM say in the environment."""
+    """Returns whether this is the run's first process, by the variables that Lightning, torchrun or SLURM set."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def git_revision() -> str:
-    """The commit of the code, with `-dirty` where files differ from it; `unknown` outside git."""
+    """Returns the commit of the code, with `-dirty` where files differ from it; `unknown` outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True,
                               timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def end_children() -> None:
+    """Kills child processes that are left, such as a data worker that waits for a disk that is gone."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def find_device(name: str):
+    """Returns the torch device of this name, such as cpu or cuda:1. Raises UsageError where it cannot be used."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextmanager
+def interruptible_input() -> Iterator[BinaryIO]:
+    """Yields standard input, which Ctrl-C ends; what was sent until then can still be read.
+
+    Raises KeyboardInterrupt at the end of the block, when its caller is done with that, or where Ctrl-C is pressed
+    again; UsageError where standard input is closed.
+    """
+    if sys.stdin is None:
+        raise UsageError("--stream: standard input is closed")
+    source = _InterruptibleInput(sys.stdin.buffer)
+    before = signal.signal(signal.SIGINT, source.interrupt)
+    try:
+        yield io.BufferedReader(source)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if source.interrupted:
+        raise KeyboardInterrupt
+
+
+class _InterruptibleInput(io.RawIOBase):
+    """A pipe that ends a second after `interrupt`, if whoever writes to it does not end it before."""
+
+    def __init__(self, pipe: BinaryIO):
+        self.pipe, self.deadline = pipe, math.inf
+
+    @property
+    def interrupted(self) -> bool:
+        return self.deadline < math.inf
+
+    def interrupt(self, *_) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.deadline = time.monotonic() + 1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while time.monotonic() < self.deadline:
+            if select.select([self.pipe], [], [], 0.1)[0]:
+                return os.readv(self.pipe.fileno(), [buffer])
+        return 0

@@ -22,3 +22,12 @@ class EncoderLayer(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(super().__call__, *inputs, use_reentrant=False)
         return super().__call__(*inputs)
+
+
+def prepare_layers(network: nn.Module, *, recompute: bool = False, compiled: bool = False) -> None:
+    """Has every `EncoderLayer` of a network recomputed in the backward pass, compiled, or both. Raises ValueError."""
+    for layer in [module for module in network.modules() if isinstance(module, EncoderLayer)]:
+        if recompute:
+            layer.recompute_in_backward()
+        if compiled:
+            layer.compile(dynamic=True)  # for any length, without compiling again for each

@@ -5,12 +5,16 @@
 The file can be used wherever a checkpoint can, but for --checkpoint_path: no run goes on from it.
 """
 
+import json
 from pathlib import Path
 
+from torch import Tensor
+
 from utils.checkpoint.reading import CheckpointError, network_weights, read_checkpoint
-from utils.checkpoint.safetensors_io import SUFFIX, write_network
+from utils.checkpoint.untrusted import SUFFIX, VERSION
 from utils.cli.parser import OneLineParser
 from utils.errors import one_line_errors
+from utils.files.atomic import atomic_write
 
 
 def export(source, target) -> None:
@@ -19,6 +23,15 @@ def export(source, target) -> None:
         raise CheckpointError(target, f"must end in {SUFFIX}")
     checkpoint = read_checkpoint(source)
     write_network(target, checkpoint["recognizer"], network_weights(checkpoint))
+
+
+def write_network(path, config: dict, weights: dict[str, Tensor]) -> None:
+    """Writes a network's config and its `state_dict`, in the types that it has. Raises OSError."""
+    from safetensors.torch import save
+
+    separate = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}  # tied weights too
+    metadata = {"format": "pt", "format_version": VERSION, "config": json.dumps(config)}
+    atomic_write(path, save(separate, metadata=metadata))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from utils.checkpoint.safetensors_io import SUFFIX, read_network
-from utils.checkpoint.validation import ValidationError, check_network, load_untrusted
+from utils.checkpoint.untrusted import SUFFIX, ValidationError, check_network, load_saved, load_shared
 from utils.errors import UserError, printable
 
 PREFIX = "network."  # of the network's weights in a checkpoint
@@ -29,7 +28,7 @@ def read_checkpoint(path) -> dict:
     if not path.is_file():
         raise CheckpointError(path, "no such checkpoint file")
     try:
-        checkpoint = _read_exported(path) if path.suffix == SUFFIX else load_untrusted(path)
+        checkpoint = _read_shared(path) if path.suffix == SUFFIX else load_saved(path)
         check_network(checkpoint)
     except ValidationError as error:
         raise CheckpointError(path, printable(error, 200)) from None
@@ -72,6 +71,6 @@ def newest_checkpoint(folder) -> Path:
     return max(found)[2]
 
 
-def _read_exported(path: Path) -> dict:
-    config, weights = read_network(path)
+def _read_shared(path: Path) -> dict:
+    config, weights = load_shared(path)
     return {"recognizer": config, "state_dict": {f"{PREFIX}{name}": value for name, value in weights.items()}}

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from utils.cli.parser import nonnegative_int
+from utils.cli.values import nonnegative_int
 from utils.decoding.options import LIMITS, Decoder, DecodingOptions
 from utils.errors import UsageError
 from utils.lm.ngram import decompressed, quiet_stderr

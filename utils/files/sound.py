@@ -48,7 +48,7 @@ def open_sound(path) -> soundfile.SoundFile:
         raise AudioError(path, "empty: 0 bytes")
     try:
         with open(path, "rb") as file:
-            sound = soundfile.SoundFile(_check_wav(path, file) or path)
+            sound = soundfile.SoundFile(_check_wav(path, file) or os.fsencode(path))
             fault = _fault_in_header(sound, path) or _CHECKS.get(sound.format, lambda *_: "")(file, sound)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(path, f"not audio that can be read ({describe(error)})") from None

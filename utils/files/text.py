@@ -41,6 +41,14 @@ def open_text(path) -> io.TextIOWrapper:
         raise explain(path, error) from None
 
 
+def decode(path, content: bytes) -> str:
+    """Returns the text of a file's whole `content`, in the encodings of `open_text`. Raises TextError."""
+    try:
+        return content.decode(_encoding(content[:4]))
+    except (OSError, UnicodeDecodeError) as error:
+        raise explain(path, error) from None
+
+
 def read_pieces(path, longest: int) -> Iterator[str]:
     """Yields the lines of a text file, those of more than `longest` characters in pieces. Raises TextError."""
     with open_text(path) as file:

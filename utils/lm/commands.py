@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from utils.cli.parser import OneLineParser, nonnegative_float, positive_int
+from utils.cli.parser import OneLineParser
+from utils.cli.values import nonnegative_float, positive_int
 from utils.errors import UsageError, one_line_errors
 from utils.files.download import fetch
 from utils.lm.build import build, install, ngram_counts, summary

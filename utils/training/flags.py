@@ -1,14 +1,12 @@
-"""The flags of `train.py` that are not a network's own."""
+"""The flags of a training run itself; those of data, optimiser and network come from their constructors."""
 
-import os
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction
 
-from utils.cli.parser import (
+from utils.cli.values import (
     count_or_share,
     nonnegative_float,
     nonnegative_int,
-    positive_float,
     positive_int,
     share,
     steps_or_minutes,
@@ -20,20 +18,17 @@ VOCAB_SIZE = 500  # of --tokenizer bpe
 LOGGERS = ("comet", "tensorboard", "csv", "none")
 
 
-def add_run_flags(parser: ArgumentParser, *, librispeech_url: str) -> None:
-    """Every flag of a run: machine, data, training, and what is kept of it."""
+def add_run_flags(parser: ArgumentParser) -> None:
+    """Adds the flags of the run itself: the machine, the steps, and what is kept."""
     _add_machine_flags(parser.add_argument_group("machine"))
-    _add_data_flags(parser.add_argument_group("data"), librispeech_url)
     _add_training_flags(parser.add_argument_group("training"))
     _add_output_flags(parser.add_argument_group("run"))
 
 
 def _add_machine_flags(group) -> None:
-    group.add_argument("-g", "--gpus", type=nonnegative_int, default=1, help="GPUs a node; 0 for the CPU")
+    group.add_argument("-g", "--gpus", type=nonnegative_int, default=1, help="GPUs per node; 0 for the CPU")
     group.add_argument("--nodes", type=positive_int, default=1, help="machines")
     group.add_argument("--cpu_processes", type=positive_int, default=1, help="processes where there is no GPU")
-    group.add_argument("-w", "--num_workers", type=nonnegative_int, default=min(4, os.cpu_count() or 1),
-                       help="processes that read audio")
     group.add_argument("-db", "--dist_backend", "--strategy",
                        help="Lightning strategy: ddp for several devices, else auto")
     group.add_argument("--precision", choices=PRECISIONS,
@@ -46,35 +41,18 @@ def _add_machine_flags(group) -> None:
                        help="algorithms that give the same bits in every run, also on a GPU, where they are slower")
 
 
-def _add_data_flags(group, librispeech_url: str) -> None:
-    group.add_argument("--data_root", default="data", help="folder of the corpora")
-    group.add_argument("--train_sets", nargs="+", default=["train-clean-100"], help="subsets, folders or manifests")
-    group.add_argument("--val_sets", nargs="+", default=["dev-clean", "dev-other"], help="choose checkpoints")
-    group.add_argument("--test_sets", nargs="*", default=["test-clean", "test-other"], help="reported at the end")
-    group.add_argument("--vocab_size", type=positive_int,
-                       help=f"pieces of --tokenizer bpe, learnt from the training transcripts; {VOCAB_SIZE} by default")
-    group.add_argument("--batch_size", type=positive_int, default=32, help="utterances a batch and process")
-    group.add_argument("--batch_seconds", type=positive_float,
-                       help="seconds of padded audio a batch and process; wins over --batch_size")
-    group.add_argument("--speed_perturb", type=positive_float, nargs="*", default=[],
-                       help="speeds to draw from in training, e.g. 0.9 1.0 1.1")
-    group.add_argument("--skip_bad_audio", action=BooleanOptionalAction, default=False,
-                       help="count files that cannot be read in place of stopping")
-    group.add_argument("--cache_dir", default=".cache/index", help="durations of audio files")
-    group.add_argument("--librispeech_url", default=librispeech_url, help="where LibriSpeech's archives are")
-
-
 def _add_training_flags(group) -> None:
     group.add_argument("--epochs", type=positive_int, default=50, help="passes over the training sets")
+    group.add_argument("--vocab_size", type=positive_int,
+                       help=f"pieces of --tokenizer bpe, learnt from the training transcripts; {VOCAB_SIZE} by default")
     group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0, help="gradient norm; 0 for none")
-    group.add_argument("--accumulate", type=positive_int, default=1, help="batches an optimiser step")
+    group.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimiser step")
     group.add_argument("--ema_decay", type=share, default=0.0,
                        help="moving average of the weights, for evaluation and checkpoints; 0 for none")
     group.add_argument("--average_last", type=nonnegative_int, default=0, metavar="N",
                        help="at the end, the mean of the last N epochs' weights becomes best.ckpt if its val WER is")
-    group.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     group.add_argument("--limit_train_batches", type=count_or_share, default=1.0, help="count, or share with a point")
-    group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on so few")
+    group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on this many")
     group.add_argument("--early_stop_patience", type=nonnegative_int, default=0,
                        help="epochs without a better val WER; 0 for never")
 

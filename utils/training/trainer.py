@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDM
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from utils.cli.parser import UsageError
+from utils.errors import UsageError
 from utils.training.callbacks import History, Samples, SkippedFiles, Throughput
 from utils.training.checkpointing import (
     Checkpoints,
@@ -32,7 +32,7 @@ def build_trainer(args: argparse.Namespace, logger):
     if gpus > torch.cuda.device_count():
         raise UsageError(f"--gpus {gpus}: this machine has {torch.cuda.device_count()}")
     devices = gpus or args.cpu_processes
-    strategy = args.dist_backend or ("ddp" if devices * args.nodes > 1 else "auto")
+    strategy = args.dist_backend = args.dist_backend or ("ddp" if devices * args.nodes > 1 else "auto")
     if strategy.endswith(("spawn", "fork", "notebook")):
         raise UsageError(f"--strategy {strategy}: the processes of a run are commands of their own; take ddp")
     if strategy.startswith(SHARDED) and args.ema_decay:

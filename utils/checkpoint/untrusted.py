@@ -1,9 +1,10 @@
-"""Checks of files that anybody may have made, before and after torch reads them.
+"""Loaders for files that anybody may have made: they run no code of the file, and take no more memory than its size.
 
 `torch.load(weights_only=True)` runs no foreign code, but it builds what the file asks for, such as a
 bytearray of a terabyte, and decompresses what is compressed. Checkpoints of this project need little of that.
 """
 
+import json
 import pickle
 import pickletools
 import re
@@ -15,12 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.errors import printable
-
 KNOWN = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_tensor_v2")
 PLAIN = {"GLOBAL", "REDUCE", "BUILD", "PERSID"}  # of the opcodes that name or call something, those that may be there
 CALLING = PLAIN | {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 LARGEST_NUMBER = 100_000  # in a network's options: sizes, milliseconds, counts
+SUFFIX, VERSION = ".safetensors", "1"  # of a shared network; the version stands in its metadata
 DAMAGE = (RuntimeError, EOFError, OSError, LookupError, ValueError, AttributeError, TypeError, AssertionError,
           ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile)  # what readers make of damaged bytes
 FOREIGN = "not a checkpoint of this project"
@@ -30,11 +30,8 @@ class ValidationError(ValueError):
     """The reason why a file is refused, without its path."""
 
 
-def load_untrusted(path) -> dict:
-    """Returns what torch.save wrote, on the CPU, in no more memory than the file has bytes; no code in it is run.
-
-    Raises ValidationError.
-    """
+def load_saved(path) -> dict:
+    """Returns what torch.save wrote, on the CPU. Raises ValidationError."""
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -44,8 +41,25 @@ def load_untrusted(path) -> dict:
     except pickle.UnpicklingError:
         raise ValidationError(f"{FOREIGN}: it holds more than plain values") from None
     except DAMAGE as error:
-        raise ValidationError(f"not a checkpoint, or damaged ({printable(str(error) or 'cut off', 120)})") from None
+        raise ValidationError(f"not a checkpoint, or damaged ({str(error)[:120] or 'cut off'})") from None
     return content
+
+
+def load_shared(path) -> tuple[dict, dict[str, Tensor]]:
+    """Returns a network's config and `state_dict` from a safetensors file, on the CPU. Raises ValidationError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format_version") != VERSION:
+                raise ValidationError("not a network of this project, or of another version: `python -m "
+                                      "utils.checkpoint export` writes those")
+            return json.loads(metadata["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except ValidationError:
+        raise
+    except (SafetensorError, *DAMAGE) as error:
+        raise ValidationError(f"damaged, or no safetensors file ({error})") from None
 
 
 def check_network(checkpoint) -> None:

@@ -1,0 +1,54 @@
+"""Going on from a checkpoint, and what ended a run that can go on."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from utils.checkpoint.reading import newest_checkpoint, read_resumable
+from utils.errors import UsageError, UserError, is_out_of_memory
+
+
+def resume_from(args: argparse.Namespace) -> tuple[str | None, dict]:
+    """Returns the checkpoint to go on from and the options of its network; None and {} for a run that begins.
+
+    Raises CheckpointError.
+    """
+    if not args.checkpoint_path:
+        return None, {}
+    folder, auto = Path(args.output_dir, "checkpoints"), args.checkpoint_path == "auto"
+    if auto and not any(folder.glob("*.ckpt")):
+        print(f"{folder}: no checkpoint yet, so this run begins anew")
+        return None, {}
+    path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
+    return str(path), read_resumable(path)["recognizer"]
+
+
+def check_same_network(args: argparse.Namespace, path: str, saved: dict, network) -> None:
+    """Raises UsageError that names the flags in which the network differs from that of the checkpoint `path`."""
+    flags, before = dict(network.config), dict(saved)
+    if args.vocab_size and saved.get("tokenizer") == "bpe":
+        flags["vocab_size"], before["vocab_size"] = args.vocab_size, network.tokenizer.ctc_size - 1
+    different = [f"--{name} was {before.get(name)!r}, is {flags.get(name)!r}"
+                 for name in sorted((before.keys() | flags.keys()) - {"vocabulary"})
+                 if before.get(name) != flags.get(name)]
+    if different:
+        raise UsageError(f"{path} holds another network: {'; '.join(different)}")
+
+
+def explain(error: RuntimeError, module) -> UserError:
+    """Returns what to do about an error of the machine in training. Raises any other error as it is."""
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        audio, padded = module.batch_seconds
+        return UserError(
+            f"the device's memory is full at a batch of {len(module.batch_ids)} utterances, {audio:.0f} s of audio "
+            f"and {padded:.0f} s with padding; --batch_seconds {max(padded // 2, 1):.0f} with --accumulate 2 is "
+            "about the same training in half the memory, and --gradient_checkpointing needs less as well")
+    if "DataLoader worker" in text:
+        return UserError(f"a process that reads audio has died ({text[:150]}); where memory ran out, --num_workers 1 "
+                         "takes less of it; --checkpoint_path auto goes on")
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+        return UserError(f"the connection to another process of the run broke ({text[-150:]}): it has died, and its "
+                         "own message says why; --checkpoint_path auto goes on")
+    raise error
