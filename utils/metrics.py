@@ -1,4 +1,4 @@
-"""Word and character error rates as sums over a corpus, never means of utterances."""
+"""Word and character error rates: sums over a corpus, never means over utterances."""
 
 from itertools import zip_longest
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ErrorCounts(NamedTuple):
-    """Errors (substitutions + deletions + insertions) and reference lengths; they add up."""
+    """Numbers of errors (substitutions + deletions + insertions) and reference lengths, which can be added."""
 
     word_errors: int = 0
     words: int = 0
@@ -22,23 +22,23 @@ class ErrorCounts(NamedTuple):
 
     @property
     def wer(self) -> float:
-        """Word errors over reference words, a fraction."""
+        """Word error rate, a fraction."""
         return self.word_errors / max(self.words, 1)
 
     @property
     def cer(self) -> float:
-        """Character errors over reference characters, spaces counted, a fraction."""
+        """Character error rate, a fraction; spaces are characters."""
         return self.char_errors / max(self.chars, 1)
 
     def to_tensor(self, device=None) -> Tensor:
-        """(5,) int64, for a sum over processes."""
+        """Returns the counts as a (5,) int64 tensor, for a sum over processes."""
         return torch.tensor(self, dtype=torch.int64, device=device)
 
 
 def count_errors(references: list[str], hypotheses: list[str]) -> ErrorCounts:
-    """Counts by minimum edit distance; texts are compared as they are given.
+    """Counts errors by minimum edit distance; texts are compared as they are given.
 
-    An empty reference has no words, and every word heard there is an error.
+    An empty reference has no words, and every word of its hypothesis is an error.
     Raises ValueError where the lists differ in length.
     """
     if len(references) != len(hypotheses):
@@ -57,21 +57,21 @@ def count_errors(references: list[str], hypotheses: list[str]) -> ErrorCounts:
 
 
 class Edit(NamedTuple):
-    """One step of the way from a reference to a hypothesis: a word of each."""
+    """One step of an alignment: a word of the reference and a word of the hypothesis."""
 
     reference: str  # empty where a word was inserted
     hypothesis: str  # empty where a word was deleted
 
     @property
     def kind(self) -> str:
-        """`hit`, `substitution`, `insertion` or `deletion`."""
+        """Kind of the edit: `hit`, `substitution`, `insertion` or `deletion`."""
         if self.reference and self.hypothesis:
             return "hit" if self.reference == self.hypothesis else "substitution"
         return "deletion" if self.reference else "insertion"
 
 
 def align_words(references: list[str], hypotheses: list[str]) -> list[list[Edit]]:
-    """The steps of each pair of texts by minimum edit distance, those that `count_errors` counts.
+    """Aligns the words of each pair of texts by minimum edit distance; their edits are what `count_errors` counts.
 
     Raises ValueError where the lists differ in length.
     """

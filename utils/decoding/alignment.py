@@ -1,4 +1,4 @@
-"""Words in time: forced alignment of a text to CTC log-probabilities."""
+"""Times of words, by forced alignment of a text to CTC log-probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from utils.types import Word
 
 
 def align_ctc(log_probs: Tensor, text: str, tokenizer: Tokenizer, frame_seconds: float) -> list[Word] | None:
-    """The words of `text` by the likeliest CTC path that spells it.
+    """Returns the words of a text with their times, by its likeliest CTC path.
 
     Args:
-        log_probs: (T, C) of blank and characters; frame t is centred on t * frame_seconds.
-        text: words with single spaces, of the tokenizer's alphabet.
-        tokenizer: spells it.
+        log_probs: (T, C) of CTC; frame t is centred on t * frame_seconds.
+        text: words with single spaces, in the tokenizer's alphabet.
+        tokenizer: encodes the text.
         frame_seconds: distance between frames.
 
-    Returns None where there are fewer frames than CTC needs to spell the text.
+    Returns None where there are fewer frames than CTC needs for the text.
     """
     tokens = tokenizer.encode(text)
     if not tokens:
@@ -31,7 +31,7 @@ def align_ctc(log_probs: Tensor, text: str, tokenizer: Tokenizer, frame_seconds:
     log_probs = log_probs[None].float().cpu().contiguous()
     path, scores = forced_align(log_probs, torch.tensor([tokens]), blank=tokenizer.blank)
     spans = merge_tokens(path[0], scores[0], blank=tokenizer.blank)  # their scores are mean log-probabilities
-    # CTC writes a character once it is sure of it: its sound began after the centre of the frame before.
+    # CTC emits a token once it is sure of it: its sound began after the centre of the frame before.
     times = [((span.start - 1) * frame_seconds, (span.end - 0.5) * frame_seconds) for span in spans]
     return join_words(tokenizer.words(tokens), times, [span.score for span in spans])
 

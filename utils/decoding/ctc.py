@@ -1,20 +1,20 @@
-"""Decoding of CTC outputs (Graves et al. 2006)."""
+"""Greedy decoding of CTC outputs (Graves et al. 2006)."""
 
 from torch import Tensor
 
 
 def greedy_decode(log_probs: Tensor, lengths: Tensor, *, blank: int = 0) -> list[list[int]]:
-    """Best path: the likeliest class of each valid frame, repeats joined, blanks dropped.
+    """Returns the tokens of each utterance's best path: the likeliest class per frame, repeats joined, no blanks.
 
     Args:
-        log_probs: (B, T, V).
-        lengths: (B,) valid frames; frames beyond them are not looked at.
+        log_probs: (B, T, C).
+        lengths: (B,) valid frames.
+        blank: class of the blank.
     """
     best = log_probs.argmax(dim=-1)  # (B, T)
-    first = best.diff(dim=1, prepend=best.new_full((len(best), 1), -1)) != 0  # where a run begins
-    paths, begins = best.cpu(), first.cpu()
+    new = best.diff(dim=1, prepend=best.new_full((len(best), 1), -1)) != 0  # another class than in the frame before
     decoded = []
-    for path, begin, length in zip(paths, begins, lengths.tolist(), strict=True):
-        symbols = path[:length][begin[:length]]
-        decoded.append(symbols[symbols != blank].tolist())
+    for path, is_new, length in zip(best.cpu(), new.cpu(), lengths.tolist(), strict=True):
+        tokens = path[:length][is_new[:length]]
+        decoded.append(tokens[tokens != blank].tolist())
     return decoded

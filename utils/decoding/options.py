@@ -103,12 +103,12 @@ class Decoder:
 
     @cached_property
     def ngram(self) -> NGram | None:
-        """The language model, for attention models."""
+        """N-gram for attention models; None without --lm."""
         return NGram(self.options.lm, self.tokenizer) if self.options.lm else None
 
     @cached_property
     def ctc_beam(self) -> CTCBeamSearch:
-        """Beam search over frames of CTC."""
+        """Beam search for CTC models."""
         return CTCBeamSearch(self.options, self.tokenizer, self.workers)
 
     def with_options(self, options: DecodingOptions) -> "Decoder":

@@ -42,7 +42,7 @@ RESCORING_ALPHAS = [0.0, 0.01]  # around the 0.008 of Chan et al. 2015, section 
 
 
 class Tuning(NamedTuple):
-    """The errors at every point tried, and without tuning."""
+    """Result of a search: the errors at every point tried, and without tuning."""
 
     names: list[str]  # of the weights
     surface: Surface
@@ -51,17 +51,17 @@ class Tuning(NamedTuple):
 
     @property
     def best(self) -> dict[str, float]:
-        """The weights with the fewest errors."""
+        """Weights with the fewest errors, by name."""
         return dict(zip(self.names, best_point(self.surface), strict=True))
 
     @property
     def best_counts(self) -> ErrorCounts:
-        """The errors with these weights."""
+        """Errors with these weights."""
         return self.surface[best_point(self.surface)]
 
 
 def parse_axis(text: str) -> tuple[str, list[float]]:
-    """argparse type: the name and the values of `NAME=V,V,...`."""
+    """Returns the name and the values in `NAME=V,V,...`; an argparse type."""
     name, _, values = text.partition("=")
     return name, [float(value) for value in values.split(",")]
 

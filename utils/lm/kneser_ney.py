@@ -27,7 +27,7 @@ class Corpus(NamedTuple):
 
     @property
     def counts(self) -> np.ndarray:
-        """How often each word occurs, and BEGIN and END once per sentence."""
+        """Number of times that each word occurs; BEGIN and END occur once per sentence."""
         return np.bincount(self.ids, minlength=len(self.words))
 
 
@@ -138,7 +138,7 @@ class BackoffModel:
 
     @property
     def sizes(self) -> list[int]:
-        """The number of n-grams of each order."""
+        """Number of n-grams of each order."""
         return [int(table.kept.sum()) for table in self.tables]
 
     def write(self, path) -> None:

@@ -22,7 +22,7 @@ from utils.audio import SAMPLE_RATE, load_audio
 from utils.decoding.options import DecodingOptions
 from utils.metrics import Edit
 from utils.report.plots import diagnostic_images
-from utils.report.report import KINDS, Outcome, Result, compare, confusions, interval
+from utils.report.report import KINDS, Outcome, Result, compare, confusions, wer_interval
 from utils.report.significance import Comparison
 from utils.types import Batch
 
@@ -136,7 +136,7 @@ def _groups(results: list[Result], colours: dict[str, str], kind: str,
         systems = [result for result in results if result.split == split]
         groups = divide(systems[0].outcomes)
         cells = {label: [[one.outcomes[i] for i in indices] for one in systems] for label, indices in groups.items()}
-        rates = {label: [(_wer(part), interval(part)) for part in parts] for label, parts in cells.items()}
+        rates = {label: [(_wer(part), wer_interval(part)) for part in parts] for label, parts in cells.items()}
         order = sorted(rates, key=lambda label: -rates[label][0][0])[:SPEAKERS] if kind == "speaker" else list(rates)
         top = max(found.high for label in order for _, found in rates[label])
         rows = [[_name(label), f"<td>{len(groups[label]):,}</td>",

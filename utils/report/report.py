@@ -1,6 +1,6 @@
-"""What systems made of test sets: outcomes, their figures, and the plain files of a report.
+"""Results on test sets: error rates with their intervals, comparisons, and the plain files of a report.
 
-A system is one network with one way of decoding; an outcome is what it made of one utterance.
+A system is one network with one way of decoding; an outcome is its text of one utterance, aligned to the reference.
 """
 
 import json
@@ -21,7 +21,7 @@ _MARKS = {"hit": "", "substitution": "S", "insertion": "I", "deletion": "D"}
 
 
 class Outcome(NamedTuple):
-    """One utterance as one system wrote it."""
+    """The text that one system gave for one utterance."""
 
     id: str
     speaker: str
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     reference: str
     hypothesis: str
     edits: list[Edit]
-    least_errors: int  # word errors of the best of the system's n-best texts
+    least_errors: int  # word errors of the best text among the n-best
 
     @property
     def errors(self) -> int:
@@ -46,13 +46,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one system made of one split.
+    """The result of one system on one split.
 
     Args:
         system: its name, short and unique.
-        outcomes: in the split's order, the same for every system.
+        split: name of the split.
+        outcomes: one per utterance, in the split's order.
         compute_seconds: time that network and search took.
-        nbest: texts of each utterance, the best of which `Outcome.least_errors` counts.
+        nbest: texts per utterance.
     """
 
     system: str
@@ -63,17 +64,17 @@ class Result:
 
     @cached_property
     def counts(self) -> ErrorCounts:
-        """Errors of the whole split."""
+        """Error counts of the whole split."""
         return count_errors([one.reference for one in self.outcomes], [one.hypothesis for one in self.outcomes])
 
     @cached_property
     def interval(self) -> Interval:
-        """Of the WER."""
-        return interval(self.outcomes)
+        """Confidence interval of the WER."""
+        return wer_interval(self.outcomes)
 
     @cached_property
     def kinds(self) -> Counter:
-        """Words by kind of edit."""
+        """Number of words by kind of edit."""
         return Counter(edit.kind for one in self.outcomes for edit in one.edits)
 
     @property
@@ -83,7 +84,7 @@ class Result:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing a second of audio."""
+        """Seconds of computing per second of audio."""
         return self.compute_seconds / sum(one.seconds for one in self.outcomes)
 
 
@@ -97,7 +98,7 @@ def short_names(paths: list[str]) -> dict[str, str]:
 
 
 def build_outcomes(utterances: list, texts: list[list[str]]) -> list[Outcome]:
-    """Outcomes of N utterances (with id, speaker, seconds, audio and text) from their n-best texts."""
+    """Aligns the n-best texts of N utterances to their references."""
     references = [one.text for one, n_best in zip(utterances, texts, strict=True) for _ in n_best]
     aligned = iter(align_words(references, [text for n_best in texts for text in n_best]))
     outcomes = []
@@ -109,13 +110,13 @@ def build_outcomes(utterances: list, texts: list[list[str]]) -> list[Outcome]:
     return outcomes
 
 
-def interval(outcomes: list[Outcome]) -> Interval:
-    """Of the WER of some outcomes."""
+def wer_interval(outcomes: list[Outcome]) -> Interval:
+    """Returns the confidence interval of the WER of some outcomes."""
     return bootstrap_interval([one.errors for one in outcomes], [one.words for one in outcomes])
 
 
 def compare(results: list[Result]) -> list[tuple[Result, Result, Comparison]]:
-    """Each system against the first one, on each split."""
+    """Compares each system with the first one, on each split."""
     compared, first = [], {}
     for result in results:
         base = first.setdefault(result.split, result)
@@ -126,16 +127,16 @@ def compare(results: list[Result]) -> list[tuple[Result, Result, Comparison]]:
 
 
 def confusions(outcomes: Iterable[Outcome]) -> dict[str, list[tuple[Edit, int]]]:
-    """The edits of each kind of error and how often they occur, most frequent first, then by the alphabet."""
+    """Counts the edits of each kind of error, most frequent first, then in alphabetical order."""
     counts = Counter(edit for one in outcomes for edit in one.edits if edit.kind != "hit")
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {kind: [item for item in ranked if item[0].kind == kind] for kind in KINDS}
 
 
 def worst_utterances(results: list[Result], count: int) -> list[list[tuple[Result, Outcome]]]:
-    """The utterances with the most word errors of all systems together, each as every system wrote it.
+    """Returns the utterances with the most word errors of all systems together, each with every system's outcome.
 
-    Where errors are equal in number, the shorter text is worse. Those without errors are left out.
+    Where errors are equal in number, the shorter text is worse. Utterances without errors are left out.
     """
     rows: dict[tuple, list] = {}
     for result in results:
@@ -147,7 +148,7 @@ def worst_utterances(results: list[Result], count: int) -> list[list[tuple[Resul
 
 
 def result_row(result: Result) -> dict:
-    """The figures of a result, rates as fractions and times in seconds."""
+    """Returns the numbers of a result, rates as fractions and times in seconds."""
     counts, seconds = result.counts, sum(one.seconds for one in result.outcomes)
     return {"system": result.system, "split": result.split, "wer": counts.wer, "wer_interval": list(result.interval),
             "cer": counts.cer, "errors": counts.word_errors, **{f"{kind}s": result.kinds[kind] for kind in KINDS},
@@ -157,14 +158,14 @@ def result_row(result: Result) -> dict:
 
 
 def comparison_row(base: Result, other: Result, compared: Comparison) -> dict:
-    """A comparison, rates as fractions."""
+    """Returns the numbers of a comparison, rates as fractions."""
     return {"split": other.split, "baseline": base.system, "system": other.system,
             "wer_difference": compared.difference, "interval": [compared.low, compared.high],
             "p_value": compared.p_value}
 
 
 def table(results: list[Result]) -> str:
-    """One line a system and split, then one a comparison."""
+    """Returns one line per system and split, then one per comparison."""
     split = max(10, *(len(result.split) + 2 for result in results))
     system = max(10, *(len(result.system) + 2 for result in results))
     oracle = any(result.nbest > 1 for result in results)
@@ -181,9 +182,9 @@ def table(results: list[Result]) -> str:
 
 
 def report_files(results: list[Result], about: dict) -> dict[str, str]:
-    """The content of every plain file of a report, by name; `about` goes into `report.json`.
+    """Returns the content of every plain file of a report, by name; `about` goes into `report.json`.
 
-    The first system's files are `hyp.trn` and `alignments.txt`, those of the others `hyp-2.trn` and so on.
+    The first system's files are `hyp.trn` and `alignments.txt`, those of the second `hyp-2.trn` and so on.
     """
     systems = list(dict.fromkeys(result.system for result in results))
     parts = {i: [result for result in results if result.system == name] for i, name in enumerate(systems, start=1)}
@@ -198,7 +199,7 @@ def report_files(results: list[Result], about: dict) -> dict[str, str]:
 
 
 def hypothesis_lines(results: list[Result]) -> str:
-    """One JSON object an utterance and system."""
+    """Returns one line per utterance and system, each a JSON object."""
     return "".join(json.dumps({
         "system": result.system, "split": result.split, "id": one.id, "speaker": one.speaker, "audio": one.audio,
         "seconds": round(one.seconds, 3), "reference": one.reference, "hypothesis": one.hypothesis,
@@ -207,10 +208,10 @@ def hypothesis_lines(results: list[Result]) -> str:
 
 
 def trn_lines(results: list[Result], field: str) -> str:
-    """`reference` or `hypothesis` of every outcome in sclite's format: the text, then the id in parentheses.
+    """Returns every outcome in sclite's format: its `reference` or `hypothesis`, then the id in parentheses.
 
-    Ids must be unique and hold neither spaces nor parentheses; sclite takes what stands before the first
-    dash for the speaker.
+    Ids must be unique and hold neither spaces nor parentheses; sclite takes the part before the first dash for the
+    speaker.
     """
     lines, taken = [], set()
     for one in (one for result in results for one in result.outcomes):
@@ -223,7 +224,7 @@ def trn_lines(results: list[Result], field: str) -> str:
 
 
 def alignment_lines(results: list[Result]) -> str:
-    """Every outcome as three rows, word under word: reference, hypothesis, kind of error."""
+    """Returns every outcome as three rows, word under word: reference, hypothesis, kind of error."""
     return "".join(f"{result.split} {one.id}: {one.errors} errors in {one.words} words\n{_aligned(one.edits)}\n"
                    for result in results for one in result.outcomes)
 

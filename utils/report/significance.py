@@ -1,29 +1,29 @@
-"""How sure an error rate is, and a difference of two: the bootstrap over utterances.
+"""Confidence intervals of error rates and of their differences, by the bootstrap over utterances.
 
-Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (2004). A
-corpus is drawn anew from its own utterances, with replacement, many times; the spread of its error
-rates is that of the measurement. It takes utterances as independent of each other, so where few
-people speak, intervals are too narrow for people who do not speak here.
+Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (2004). Many corpora
+are drawn from the utterances of a split, with replacement; the spread of their error rates is that of the
+measurement. Utterances are taken as independent of each other, so with few speakers the intervals are too narrow
+for other speakers.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-DRAWS = 10_000  # corpora
+DRAWS = 10_000  # corpora drawn
 LEVEL = 0.95
-_BLOCK = 2_000_000  # utterances drawn at a time, which bounds the memory
+_BLOCK = 2_000_000  # utterances drawn at a time, to bound the memory
 
 
 class Interval(NamedTuple):
-    """LEVEL of the drawn corpora lie inside."""
+    """The bounds between which the share LEVEL of the drawn corpora lies."""
 
     low: float
     high: float
 
 
 class Comparison(NamedTuple):
-    """The second system against the first, on the same utterances."""
+    """Difference of a second system from a first one, on the same utterances."""
 
     difference: float  # error rate of the second minus that of the first, a fraction
     low: float  # interval of the difference
@@ -32,12 +32,12 @@ class Comparison(NamedTuple):
 
     @property
     def p_text(self) -> str:
-        """The p-value as it is printed, never as 0."""
+        """The p-value for people to read, never 0."""
         return "< 0.001" if self.p_value < 0.001 else f"{self.p_value:.3f}"
 
     @property
     def verdict(self) -> str:
-        """At the level of the interval."""
+        """The conclusion at the level of the interval."""
         if self.p_value >= 1 - LEVEL:
             return "no significant difference"
         return "significantly better" if self.difference < 0 else "significantly worse"
@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
 
 
 def bootstrap_interval(errors: list[int], words: list[int], *, seed: int = 0) -> Interval:
-    """The interval of the error rate of N utterances with so many errors and reference words each.
+    """Returns the interval of the error rate of N utterances, of their errors and reference words.
 
     Raises ValueError where the lists are empty or differ in length.
     """
@@ -57,9 +57,9 @@ def bootstrap_interval(errors: list[int], words: list[int], *, seed: int = 0) ->
 
 
 def compare_systems(errors_a: list[int], errors_b: list[int], words: list[int], *, seed: int = 0) -> Comparison:
-    """The matched-pairs bootstrap: both systems are measured on the same drawn corpora.
+    """Compares two systems by the matched-pairs bootstrap: both are measured on the same drawn corpora.
 
-    Which utterances are hard cancels out, so a difference shows that two separate intervals would hide.
+    How hard the utterances are cancels out, so it shows differences that two separate intervals would hide.
     The p-value is twice the share of corpora on which the difference is zero or has the other sign.
     Raises ValueError where the lists are empty or differ in length.
     """
@@ -71,7 +71,7 @@ def compare_systems(errors_a: list[int], errors_b: list[int], words: list[int], 
 
 
 def _drawn_rates(errors: np.ndarray, words: np.ndarray, seed: int) -> np.ndarray:
-    """(K, N) errors of K systems and (N,) words to (K, DRAWS) error rates of the same drawn corpora."""
+    """Returns (K, DRAWS) error rates on the same drawn corpora, of (K, N) errors of K systems and (N,) words."""
     count = len(words)
     if not count or errors.shape[1] != count:
         raise ValueError(f"errors of {errors.shape[1]} utterances, and words of {count}")

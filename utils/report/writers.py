@@ -1,45 +1,45 @@
-"""Transcripts to text formats."""
+"""Output formats of transcripts."""
 
 import json
 from abc import ABC, abstractmethod
 
 from utils.types import Transcript, Word
 
-LINE = 42  # characters of a subtitle, as broadcasters keep it
-CUE_SECONDS = 6.0  # longest subtitle
+LINE = 42  # most characters in a line of a subtitle, as broadcasters have it
+CUE_SECONDS = 6.0  # duration of the longest subtitle
 CUE_PAUSE = 1.0  # seconds of silence that end a subtitle
 
 
 class Writer(ABC):
-    """One output format: `extension` of its files, and a transcript as text."""
+    """An output format."""
 
-    extension: str
+    extension: str  # of its files
     header = ""  # of a file, or of standard output, before the first transcript
 
     @abstractmethod
     def format(self, transcript: Transcript) -> str:
-        """The transcript without the newline at its end."""
+        """Returns the transcript as text, without a newline at its end."""
 
 
 class TxtWriter(Writer):
-    """The words alone; with several candidates, a line each with its score."""
+    """Plain text; several candidates get one line each, with their scores."""
 
     extension = "txt"
 
     def format(self, transcript: Transcript) -> str:
-        """The text."""
+        """Returns the text, or one line per candidate."""
         if len(transcript.candidates) < 2:
             return transcript.text
         return "\n".join(f"{candidate.score:.3f}\t{candidate.text}" for candidate in transcript.candidates)
 
 
 class JsonWriter(Writer):
-    """One JSON object a transcript."""
+    """One line per transcript, a JSON object."""
 
     extension = "json"
 
     def format(self, transcript: Transcript) -> str:
-        """`audio`, `text`, `seconds`, `words` and `candidates`, on one line."""
+        """Returns `audio`, `text`, `seconds`, `words` and `candidates`, on one line."""
         fields = transcript._asdict()
         for name in ("words", "candidates"):
             fields[name] = [item._asdict() for item in fields[name]]
@@ -52,8 +52,8 @@ class SrtWriter(Writer):
     extension = "srt"
 
     def format(self, transcript: Transcript) -> str:
-        """Numbered cues, an empty line between them."""
-        return "\n\n".join(f"{i}\n{timestamp(cue[0].start, ',')} --> {timestamp(cue[-1].end, ',')}\n{spoken(cue)}"
+        """Returns numbered cues with an empty line between them."""
+        return "\n\n".join(f"{i}\n{timestamp(cue[0].start, ',')} --> {timestamp(cue[-1].end, ',')}\n{cue_text(cue)}"
                            for i, cue in enumerate(cues(transcript.words), start=1))
 
 
@@ -64,37 +64,37 @@ class VttWriter(Writer):
     header = "WEBVTT\n\n"
 
     def format(self, transcript: Transcript) -> str:
-        """Cues, an empty line between them."""
-        return "\n\n".join(f"{timestamp(cue[0].start, '.')} --> {timestamp(cue[-1].end, '.')}\n{spoken(cue)}"
+        """Returns cues with an empty line between them."""
+        return "\n\n".join(f"{timestamp(cue[0].start, '.')} --> {timestamp(cue[-1].end, '.')}\n{cue_text(cue)}"
                            for cue in cues(transcript.words))
 
 
 class TsvWriter(Writer):
-    """One word a line, with its times and confidence."""
+    """Tab-separated table: one line per word, with its times and confidence."""
 
     extension = "tsv"
     header = "audio\tstart\tend\tconfidence\tword\n"
 
     def format(self, transcript: Transcript) -> str:
-        """Tab-separated; seconds."""
+        """Returns the lines of the words; times are in seconds."""
         return "\n".join(f"{transcript.audio}\t{word.start:.3f}\t{word.end:.3f}\t{word.confidence:.4f}\t{word.word}"
                          for word in transcript.words)
 
 
 def cues(words: list[Word]) -> list[list[Word]]:
-    """Words in subtitles: none longer than CUE_SECONDS or two LINEs, and a pause ends one."""
-    found: list[list[Word]] = []
+    """Divides words into subtitles of at most CUE_SECONDS and two LINEs, which end at pauses."""
+    divided: list[list[Word]] = []
     for word in words:
-        cue = found[-1] if found else []
+        cue = divided[-1] if divided else []
         if (not cue or word.end - cue[0].start > CUE_SECONDS or word.start - cue[-1].end > CUE_PAUSE
                 or sum(len(one.word) + 1 for one in cue) + len(word.word) > 2 * LINE):
-            found.append([])
-        found[-1].append(word)
-    return found
+            divided.append([])
+        divided[-1].append(word)
+    return divided
 
 
-def spoken(cue: list[Word]) -> str:
-    """The text of a subtitle, on two lines where one would be too long."""
+def cue_text(cue: list[Word]) -> str:
+    """Returns the text of a subtitle, on two lines where one would be too long."""
     text = " ".join(word.word for word in cue)
     if len(text) <= LINE:
         return text
@@ -104,7 +104,7 @@ def spoken(cue: list[Word]) -> str:
 
 
 def timestamp(seconds: float, point: str) -> str:
-    """HH:MM:SS and milliseconds after `point`."""
+    """Returns HH:MM:SS and milliseconds after `point`."""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
