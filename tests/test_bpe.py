@@ -18,7 +18,7 @@ from training_runs import arguments, assert_same_end, checkpoint, run
 import evaluate
 import train
 from models import Recognizer, Transcriber
-from models.inference.transcriber import cut_at_words, join_windows
+from models.inference.strategies import joined_parts, piece_lengths
 from utils.audio import load_audio
 from utils.checkpoint.__main__ import export
 from utils.checkpoint.reading import read_checkpoint
@@ -237,7 +237,8 @@ def test_windows_join_before_a_piece_that_begins_a_word(shift):
         window[-8:] = emissions("zz")
     silence = emissions("x")[1:2]  # one frame
     windows[1::2] = [torch.cat([silence, window, silence])[1 - shift :][: len(window)] for window in windows[1::2]]
-    joined = join_windows(windows, step, TOKENIZER.boundaries)
+    parts = joined_parts(windows, step, TOKENIZER.boundaries)
+    joined = torch.cat([window[part] for window, part in zip(windows, parts, strict=True)])
     with Decoder(DecodingOptions(), TOKENIZER) as decoder:
         (best,), = decoder.search_ctc(joined[None], torch.tensor([len(joined)]))
     assert best.text.split() == words
@@ -247,7 +248,7 @@ def test_windows_join_before_a_piece_that_begins_a_word(shift):
 def test_pieces_of_log_probabilities_end_between_words():
     text = "one two three four five six seven eight nine ten eleven twelve"
     whole, read = emissions(text), []
-    parts = cut_at_words(whole, 60, TOKENIZER.boundaries)
+    parts = whole.split(piece_lengths(whole, 60, TOKENIZER.boundaries))
     assert len(parts) > 2 and all(len(part) <= 60 for part in parts) and torch.equal(torch.cat(parts), whole)
     for part in parts:
         tokens = [token for token in part.argmax(-1).tolist() if token]
