@@ -54,8 +54,9 @@ def changes(device: torch.device) -> dict[str, dict]:
 def options_of(case: str, device: torch.device) -> dict:
     """The settings of a row: all changes up to it."""
     if case == RECIPE:
-        return {"config": "deepspeech2_mingru", "mallopt": True, "sorted": True, "few_kernels": True, "bf16": True}
-    options = {"config": "deepspeech2_assemblyai"}
+        return {"config": "deepspeech2_mingru_librispeech", "mallopt": True, "sorted": True, "few_kernels": True,
+                "bf16": True}
+    options = {"config": "deepspeech2_assemblyai_librispeech"}
     for name, change in changes(device).items():
         options |= change
         if name == case:

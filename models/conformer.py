@@ -62,10 +62,10 @@ class RelativeAttention(nn.Module):
 
 
 def by_key(scores: Tensor) -> Tensor:
-    """Returns (B, h, T, T) scores of query i and key j from (B, h, T, 2 T - 1) scores by distance, T - 1 first.
+    """Returns (B, h, T, T) scores of query i and key j from (B, h, T, 2 T - 1) scores by distance i - j, T - 1 first.
 
-    Row i begins T - 1 - i places further on, which a row that is one place too long makes by itself (Dai et al. 2019,
-    appendix B).
+    Score (i, j) is in column T - 1 - i + j. With one column of padding a reshape shifts each row by one place more than
+    the row before (Dai et al. 2019, appendix B).
     """
     batch, heads, frames, _ = scores.shape
     rows = F.pad(scores, (1, 0)).view(batch, heads, 2 * frames, frames)

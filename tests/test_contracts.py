@@ -41,7 +41,7 @@ def one_of(batch: Batch, i: int) -> Batch:
 
 
 def outputs(network: Recognizer, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Everything that a network says of a batch, as (B, N, ...) tensors and their lengths."""
+    """All log-probabilities of a network for a batch, as (B, N, ...) tensors and their lengths."""
     ctc = network.ctc_log_probs(network.encode(batch.waveforms, batch.sample_counts))
     return [network(batch)] if ctc is None else [network(batch), ctc]
 
@@ -184,7 +184,7 @@ def test_same_seed_same_step(network):
 
 
 def test_short_audio_and_long_text_are_no_infinity(network):
-    """Text that no path can spell counts as nothing, and the gradient stays finite."""
+    """Text that needs more frames than there are counts as 0, and the gradient stays finite."""
     tokens = torch.tensor([network.tokenizer.encode("too much to say in a hundredth of a second")])
     waveform = torch.randn(1, 320) * 0.1
     assert network.output_frames(320) < ctc_frames_needed(tokens[0].tolist())
