@@ -1,5 +1,6 @@
 """The commands that the README shows are commands that the programs understand."""
 
+import importlib
 import re
 import shlex
 
@@ -39,6 +40,26 @@ def test_there_are_commands_of_every_program():
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+ROWS = re.findall(r"^\|[^|]+\| `([\w/]+\.py)` \| (`.+`) \|$", README, flags=re.MULTILINE)
+SYMBOLS = [(path, symbol) for path, names in ROWS for symbol in re.findall(r"`([\w.]+)`", names)]
+
+
+def test_the_table_of_papers_names_symbols():
+    assert len(SYMBOLS) > 12
+
+
+@pytest.mark.parametrize(("path", "symbol"), SYMBOLS)
+def test_symbols_of_the_table_of_papers_exist(path, symbol):
+    found = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    for name in symbol.split("."):
+        found = getattr(found, name)
+    assert found.__doc__
+
+
+def test_it_is_read_in_five_minutes():
+    assert len(README.split()) < 1500 and max(map(len, README.splitlines())) <= 120
 
 
 NAMED = re.compile(r"`((?:models|data|utils|configs|docs)/[\w./]+\.\w+)`")
