@@ -44,41 +44,24 @@ def fast_forward(speller: Speller, tokens: Tensor, memory: Memory,
 def attend(attention: Attention, query: Tensor, memory: Memory, previous: Tensor,
            product: Product) -> tuple[Tensor, Tensor]:
     """Returns what `attention(query, memory, previous)` does, by `product` where it multiplies with keys or values."""
-    energies = ENERGIES.get(type(attention))
-    if energies is None:
+    if type(attention) not in (ContentAttention, AdditiveAttention, LocationAttention):
         return attention(query, memory, previous)
     projected = attention.query(query).float()
     with torch.autocast(query.device.type, enabled=False):
-        weights = energies(attention, projected, memory.keys, previous, product)
-        weights = weights.masked_fill(~memory.valid, -torch.inf).softmax(dim=-1)
+        if isinstance(attention, ContentAttention):
+            energies = product(projected.tanh()[:, None], memory.keys)[:, 0]
+        else:
+            location = ((attention.convolve(previous), attention.location.weight.float())
+                        if isinstance(attention, LocationAttention) else (None, None))
+            energies = _TanhProduct.apply(projected, memory.keys, *location, attention.energy.float())
+        weights = energies.masked_fill(~memory.valid, -torch.inf).softmax(dim=-1)
         return product(weights[:, None], memory.values)[:, 0], weights
-
-
-def _content_energies(attention: ContentAttention, query: Tensor, keys: Tensor, previous: Tensor,
-                      product: Product) -> Tensor:
-    return product(query.tanh()[:, None], keys)[:, 0]
-
-
-def _additive_energies(attention: AdditiveAttention, query: Tensor, keys: Tensor, previous: Tensor,
-                       product: Product) -> Tensor:
-    return _TanhProduct.apply(query, keys, None, None, attention.energy.float())
-
-
-def _location_energies(attention: LocationAttention, query: Tensor, keys: Tensor, previous: Tensor,
-                       product: Product) -> Tensor:
-    return _TanhProduct.apply(query, keys, attention.convolve(previous), attention.location.weight.float(),
-                              attention.energy.float())
-
-
-ENERGIES = {ContentAttention: _content_energies, AdditiveAttention: _additive_energies,
-            LocationAttention: _location_energies}
 
 
 class _TanhProduct(torch.autograd.Function):
     """v . tanh(q + k + U f): (B, A), (B, T, A), (B, filters, T) or None, (A, filters) or None and (A,) to (B, T).
 
-    In place where autograd could not be: (B, T, A) is by far the largest tensor of a step. tanh x is
-    2 sigmoid(2 x) - 1, which PyTorch computes faster on a CPU.
+    It works in place, as autograd could not: (B, T, A) is by far the largest tensor of a step. See `attention.tanh`.
     """
 
     @staticmethod
@@ -104,11 +87,7 @@ class _TanhProduct(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Returns addends for products with `matrix`, one per step.
-
-    Their gradients, which come back together, are the products' gradients; one product of them with the inputs of
-    all steps is the matrix's.
-    """
+    """Returns addends for the products of all steps with `matrix`; their gradients come back together."""
 
     @staticmethod
     def forward(ctx, addends: Tensor, matrix: Tensor, inputs: list[Tensor]) -> Tensor:

@@ -185,15 +185,13 @@ class LAS(Recognizer, name="las"):
     def _scorers(self, encoding: ListenerOutput, options: DecodingOptions, lm: NGram | None,
                  size: int) -> WeightedScorers:
         """Returns the scorers of `size` hypotheses per utterance that have a weight, with their weights."""
-        tokenizer, scorers = self.tokenizer, []
-        ctc_weight = options.ctc_score_weight if self.ctc is not None else 0.0
+        scorers, ctc_weight = [], options.ctc_score_weight if self.ctc is not None else 0.0
         if ctc_weight < 1:
             memory = self.speller.attention.precompute(encoding.frames, encoding.lengths).repeat(size)
             scorers.append((1 - ctc_weight, SpellerScorer(self.speller, memory, options.coverage_weight)))
         if ctc_weight > 0:
             log_probs, lengths = (part.repeat_interleave(size, dim=0) for part in self.ctc_log_probs(encoding))
-            scorers.append((ctc_weight, CTCPrefixScorer(log_probs, lengths, blank=tokenizer.blank, start=tokenizer.sos,
-                                                        eos=tokenizer.eos, classes=tokenizer.size)))
+            scorers.append((ctc_weight, CTCPrefixScorer(log_probs, lengths, self.tokenizer)))
         if lm is not None and options.alpha > 0:
             scorers.append((options.alpha, NGramScorer(lm, size * len(encoding.lengths))))
         return scorers

@@ -30,7 +30,7 @@ class PyramidalLayer(RecurrentLayer):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, input_size) to (B, ceil(T / 2), 2 * hidden_size); a last odd frame is joined with zeros."""
+        """Returns (B, ceil(T / 2), 2 * hidden_size) of (B, T, input_size); a last odd frame is joined with zeros."""
         x = F.pad(mask_frames(x, lengths), (0, 0, 0, x.shape[1] % 2))
         x, lengths = x.unflatten(1, (-1, 2)).flatten(2), halve(lengths)
         return self.dropout(super().forward(self.norm(x), lengths)), lengths
@@ -52,10 +52,10 @@ class Listener(nn.Module):
         self.pyramid = nn.ModuleList(PyramidalLayer(2 * size, size, dropout) for _ in range(layers))
         self.outputs = 2 * size
         self.ctc_layers = 0 if self.frontend else min(layers, 2)  # pyramidal layers below CTC, four frames in one
-        self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames a CTC frame
+        self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames per CTC frame
 
     def forward(self, features: Tensor, lengths: Tensor) -> ListenerOutput:
-        """(B, T, F) features and (B,) lengths."""
+        """Returns the output for (B, T, F) features with (B,) lengths."""
         if self.frontend is not None:
             features, lengths = self.frontend(features, lengths)
         x = self.dropout(self.bottom(features, lengths))
@@ -66,7 +66,7 @@ class Listener(nn.Module):
         return ListenerOutput(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
 
     def output_length(self, frames: int) -> int:
-        """CTC frames of so many feature frames."""
+        """Returns the CTC frames of `frames` feature frames."""
         frames = frames if self.frontend is None else self.frontend.output_length(frames)
         for _ in range(self.ctc_layers):
             frames = halve(frames)

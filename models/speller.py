@@ -20,16 +20,16 @@ class SpellerState(NamedTuple):
 
 
 class LSTMCell(nn.Linear):
-    """`nn.LSTMCell` with one weight for [input, hidden], one bias, and gates in float32 under every precision."""
+    """`nn.LSTMCell`, but with one weight for [input, hidden], one bias, and float32 gates under every precision."""
 
     def __init__(self, input_size: int, size: int):
         super().__init__(input_size + size, 4 * size)
         nn.init.ones_(self.bias[size : 2 * size])  # forget gates begin open
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, gates: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """Returns the next (N, D) hidden state and cell.
+        """Returns the (N, D) hidden state and cell after (N, input_size) `x`.
 
-        `gates`, (N, 4 D), are added to the cell's own: the share of another input, multiplied elsewhere.
+        `gates`, (N, 4 D), are what another input, multiplied elsewhere, adds to the gates.
         """
         inputs = torch.cat([x, h], dim=-1).to(self.weight.dtype)
         i, f, g, o = (super().forward(inputs).float() + gates).chunk(4, dim=-1)
@@ -45,7 +45,8 @@ class Speller(nn.Module):
         super().__init__()
         self.size = size
         self.embedding = nn.Embedding(classes, embedding_size)
-        self.characters = nn.Linear(embedding_size, 4 * size, bias=False)  # their share of the first layer's gates
+        # The first cell's weight for characters is a layer of its own, so that a known text is multiplied at once.
+        self.characters = nn.Linear(embedding_size, 4 * size, bias=False)
         self.gates = nn.ModuleList(LSTMCell(size if i else memory_size, size) for i in range(layers))
         self.attention = ATTENTIONS[attention](size, memory_size, attention_size)
         self.dropout = nn.Dropout(dropout)

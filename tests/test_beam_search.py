@@ -9,8 +9,10 @@ import torch.nn.functional as F
 
 from utils.decoding.beam_search import beam_search, select
 from utils.decoding.scorers import CTCPrefixScorer, Scorer
+from utils.tokenizer import CharTokenizer
 
-START, EOS, CLASSES, LONGEST = 4, 5, 6, 4  # tokens 1 to 3 are characters, 0 is the blank
+TOKENIZER, LONGEST = CharTokenizer(alphabet="abc"), 4  # tokens 1 to 3 are characters, 0 is the blank
+START, EOS, CLASSES = TOKENIZER.sos, TOKENIZER.eos, TOKENIZER.size
 TEXTS = [text for length in range(LONGEST + 1) for text in itertools.product((1, 2, 3), repeat=length)]
 
 
@@ -47,7 +49,7 @@ def random_model(seed: int, utterances: int, copies: int) -> Model:
 
 
 def ctc_model(log_probs: torch.Tensor, lengths) -> CTCPrefixScorer:
-    return CTCPrefixScorer(log_probs, torch.as_tensor(lengths), blank=0, start=START, eos=EOS, classes=CLASSES)
+    return CTCPrefixScorer(log_probs, torch.as_tensor(lengths), TOKENIZER)
 
 
 def search(*scorers: Scorer, **options):
@@ -56,7 +58,7 @@ def search(*scorers: Scorer, **options):
 
 
 def log_prob(scorer: Scorer, text) -> float:
-    """Of one text that ends, by feeding it to the model of one hypothesis."""
+    """Returns log P of a text and its end, by feeding it to the model of one hypothesis."""
     total, last, state = 0.0, START, scorer.initial()
     for token in (*text, EOS):
         scores, state = scorer.score(torch.tensor([last]), state)
@@ -165,7 +167,7 @@ def test_states_of_every_kind_follow_their_hypotheses():
 
 
 def ctc_log_prob(log_probs: torch.Tensor, text) -> float:
-    """log P(text) of (T, C) CTC log-probabilities, by torch's own loss."""
+    """Returns log P(text) of (T, C) CTC log-probabilities, by PyTorch's loss."""
     loss = F.ctc_loss(log_probs[:, None], torch.tensor([list(text)], dtype=torch.long), torch.tensor([len(log_probs)]),
                       torch.tensor([len(text)]), reduction="sum")
     return -loss.item()

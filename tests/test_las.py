@@ -37,7 +37,7 @@ def test_pyramid_joins_neighbours(frames):
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_attention_weights(kind):
-    """They sum to 1 over valid frames, are 0 beyond, and float32 under bfloat16; the context is their mean."""
+    """Weights sum to 1 over valid frames and are 0 beyond; they are float32 under bfloat16, as the context is."""
     torch.manual_seed(0)
     attention, lengths = ATTENTIONS[kind](6, 8, 12), torch.tensor([5, 2])
     frames, query = torch.randn(2, 5, 8), torch.randn(2, 6)
@@ -198,7 +198,7 @@ def test_searching_a_batch_is_searching_each(options):
 
 
 def test_a_wide_beam_scores_at_least_as_well_as_greedy():
-    """By the model's own probability a character, which is what both are ranked by."""
+    """Both are ranked by the probability per character."""
     network = las()
     batch = make_batch(network, speech())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Recordings of any length, words in time, and the joining of what was heard in parts."""
+"""Recordings of any length: how they are cut up and joined again, word times, and samples in memory."""
 
 import io
 
@@ -20,14 +20,14 @@ SPACE = TOKENIZER.encode(" ")[0]
 
 
 def emissions(text: str, each: int = 4) -> torch.Tensor:
-    """(T, C) log-probabilities that spell `text`: each character for one frame, then blanks."""
+    """Returns (T, C) log-probabilities of `text`: each character for one frame, then blanks."""
     path = [token for token in TOKENIZER.encode(text) for token in [token] + [0] * (each - 1)]
     return (0.999 * torch.nn.functional.one_hot(torch.tensor(path), TOKENIZER.ctc_size) + 1e-5).log()
 
 
 @pytest.fixture(scope="module")
 def long_file(tmp_path_factory):
-    """A minute and a half of real speech, in a file at 44.1 kHz."""
+    """A file with a minute and a half of real speech."""
     waveform = torch.cat([load_audio(path) for path in SPEECH])
     waveform = waveform.repeat(-(-90 * 16_000 // len(waveform)))[: 90 * 16_000]
     path = tmp_path_factory.mktemp("long") / "long.wav"
@@ -184,7 +184,7 @@ def test_arrays_of_every_kind_hold_the_same_sound(kind):
     (np.zeros(9, np.int64), "samples of type int64"), (np.zeros(9, bool), "type bool"), (np.zeros(9, complex), "compl"),
     (io.BytesIO(b"RIFF"), "type object")])
 def test_arrays_of_other_kinds_are_refused(samples, fault):
-    """In one line that names what it is."""
+    """The error is one line that names the shape or the type."""
     with pytest.raises(AudioError, match=fault) as caught:
         Transcriber(tiny_network("mingru")).transcribe(samples)
     assert "\n" not in str(caught.value)
@@ -210,7 +210,7 @@ def test_the_rate_of_an_array_is_said_by_the_caller():
 @pytest.mark.parametrize("variant", ["mingru", "local-ctc", "las", "las-multihead"])
 @pytest.mark.parametrize("samples", [1, 160, 3_333])
 def test_words_lie_within_the_shortest_recordings(variant, samples):
-    """Such as 10 ms, less than a frame of CTC."""
+    """One of 10 ms, for example, is shorter than a frame of CTC."""
     waveform = load_audio(SPEECH[0])[8_000:]
     waveform = waveform[waveform.abs().argmax() :][:samples]
     transcript = Transcriber(tiny_network(variant)).transcribe(waveform)

@@ -62,13 +62,6 @@ class Strategy(ABC):
         return self.network.encode(pad_sequence(waveforms, batch_first=True).to(device), counts)
 
 
-class CTCOutput(NamedTuple):
-    """Log-probabilities of one window."""
-
-    log_probs: Tensor  # (T, C) that give the text
-    alignment: Tensor  # (T, C) that give the times of words; mostly the same tensor
-
-
 class CTCStrategy(Strategy):
     """Joins log-probabilities of windows that overlap, and decodes them in pieces that end between words.
 
@@ -94,26 +87,26 @@ class CTCStrategy(Strategy):
         for i, window in enumerate(read_windows(audio, step=self.step, overlap=OVERLAP)):
             yield i * self.step, window
 
-    def recognize(self, waveforms: list[Tensor]) -> list[CTCOutput]:
-        """Returns log-probabilities; of the blank alone where a window is silent."""
+    def recognize(self, waveforms: list[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Returns (T, C) log-probabilities of each window, and those for the times of words where they are others."""
         encoding = self.encode(waveforms)
         log_probs, lengths = self.network.ctc_log_probs(encoding)
-        alignment = self.network.alignment_log_probs(encoding) if self.network.local_ctc_weight else log_probs
-        outputs = []
-        for waveform, text, times, length in zip(waveforms, log_probs, alignment, lengths.tolist(), strict=True):
-            text = text[:length].cpu()
-            times = times[:length].cpu() if self.network.local_ctc_weight else text
-            outputs.append(blank_output(text.shape) if is_silent(waveform) else CTCOutput(text, times))
-        return outputs
+        kinds = [log_probs]
+        if self.network.local_ctc_weight:
+            kinds.append(self.network.alignment_log_probs(encoding))
+        blank = log_probs.new_full(log_probs.shape[2:], -100.0)
+        blank[self.network.tokenizer.blank] = 0.0
+        return [tuple((blank.expand_as(one) if is_silent(waveform) else one)[:length].cpu() for one in outputs)
+                for waveform, length, *outputs in zip(waveforms, lengths.tolist(), *kinds, strict=True)]
 
-    def decode(self, outputs: list[tuple[float, CTCOutput]]) -> list[Piece]:
+    def decode(self, outputs: list[tuple[float, tuple[Tensor, ...]]]) -> list[Piece]:
         """Returns pieces of at most `PIECE` seconds."""
         windows = [output for _, output in outputs]
-        parts = joined_parts([one.log_probs for one in windows], round(self.step * self.frames_per_second),
+        parts = joined_parts([output[0] for output in windows], round(self.step * self.frames_per_second),
                              self.boundaries)
-        log_probs = torch.cat([one.log_probs[part] for one, part in zip(windows, parts, strict=True)])
-        alignment = log_probs if all(one.alignment is one.log_probs for one in windows) else torch.cat(
-            [one.alignment[part] for one, part in zip(windows, parts, strict=True)])
+        kinds = [torch.cat([one[part] for one, part in zip(kind, parts, strict=True)])
+                 for kind in zip(*windows, strict=True)]
+        log_probs, alignment = kinds[0], kinds[-1]  # (T, C), often the same
         lengths = piece_lengths(log_probs, int(PIECE * self.frames_per_second), self.boundaries)
         candidates = self._search(log_probs.split(lengths))
         words = [self.network.align_ctc(piece, texts[0].text) or []
@@ -163,13 +156,6 @@ class AttentionStrategy(Strategy):
 def is_silent(waveform: Tensor) -> bool:
     """Returns whether a waveform never exceeds `SILENCE`: it has no words, whatever the network says."""
     return bool(waveform.abs().max() <= SILENCE)
-
-
-def blank_output(shape: tuple[int, int]) -> CTCOutput:
-    """Returns (T, C) log-probabilities of nothing but the blank."""
-    blank = torch.full(shape, -100.0)
-    blank[:, 0] = 0.0
-    return CTCOutput(blank, blank)
 
 
 def joined_parts(log_probs: list[Tensor], step: int, boundaries: list[int]) -> list[slice]:

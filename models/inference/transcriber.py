@@ -131,7 +131,7 @@ class _Part(NamedTuple):
 
     @property
     def end(self) -> float:
-        """The seconds from the beginning of the recording to the end of the part."""
+        """Returns the seconds from the beginning of the recording to the end of the part."""
         return self.start + len(self.waveform) / SAMPLE_RATE
 
 

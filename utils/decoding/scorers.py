@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.tokenizer import Tokenizer
+
 # One entry per hypothesis: a tensor whose first dimension is N, a list of N objects, or a tuple of states.
 State = Any
 
@@ -62,38 +64,33 @@ class CTCPrefixScorer(Scorer):
     Args:
         log_probs: (N, T, C) of CTC, one row per hypothesis.
         lengths: (N,) valid frames.
-        blank: class of the blank.
-        start: the token before the first.
-        eos: the token that ends a text.
-        classes: V; the first C tokens are the classes of CTC.
+        tokenizer: whose first C tokens are the classes of CTC.
     """
 
-    def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, start: int, eos: int, classes: int):
-        self.log_probs, self.lengths = log_probs.double(), lengths
-        self.blank, self.start, self.eos, self.classes = blank, start, eos, classes
-        frames = log_probs.shape[1]
-        self.padding = torch.arange(frames, device=lengths.device) >= lengths[:, None]  # (N, T)
+    def __init__(self, log_probs: Tensor, lengths: Tensor, tokenizer: Tokenizer):
+        self.log_probs, self.lengths, self.tokenizer = log_probs.double(), lengths, tokenizer
+        self.padding = torch.arange(log_probs.shape[1], device=lengths.device) >= lengths[:, None]  # (N, T)
 
     def initial(self) -> CTCPrefixState:
         """Returns the empty prefix, whose only path is blank in every frame."""
         x = self.log_probs
         size, frames, _ = x.shape
-        return CTCPrefixState(last=torch.full((size,), self.blank, device=x.device),
+        return CTCPrefixState(last=torch.full((size,), self.tokenizer.blank, device=x.device),
                               symbol=x.new_full((size, frames + 1), -torch.inf),
-                              blank=F.pad(x[:, :, self.blank].cumsum(dim=1), (1, 0)),
-                              scores=x.new_zeros(size, self.classes))
+                              blank=F.pad(x[:, :, self.tokenizer.blank].cumsum(dim=1), (1, 0)),
+                              scores=x.new_zeros(size, self.tokenizer.size))
 
     def score(self, tokens: Tensor, state: CTCPrefixState) -> tuple[Tensor, CTCPrefixState]:
         """Returns log P(token | prefix) of each next token, and the state of the prefixes with `tokens`."""
-        first = tokens == self.start
+        first = tokens == self.tokenizer.sos
         last = tokens.clamp(max=self.log_probs.shape[2] - 1)  # other tokens end hypotheses: no matter what they get
         # The last symbol begins after any path of the prefix before; after a blank where it comes twice.
         before = torch.where((last == state.last)[:, None], state.blank, torch.logaddexp(state.symbol, state.blank))
         symbol = _linear_recurrence(self._frames_of(last), before)
-        blank = _linear_recurrence(self.log_probs[:, :, self.blank], symbol)
+        blank = _linear_recurrence(self.log_probs[:, :, self.tokenizer.blank], symbol)
         symbol = torch.where(first[:, None], -torch.inf, symbol)
         blank = torch.where(first[:, None], state.blank, blank)
-        last = torch.where(first, self.blank, last)  # no symbol before the first that could come twice
+        last = torch.where(first, self.tokenizer.blank, last)  # no symbol before the first that could come twice
         scores = self._prefix_scores(last, symbol, blank)
         prefix = torch.where(first, 0.0, state.scores.gather(1, tokens[:, None])[:, 0])
         conditional = (scores - prefix[:, None]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
@@ -105,10 +102,10 @@ class CTCPrefixScorer(Scorer):
         begins = paths[:, :-1, None] + x  # (N, T, C)
         repeated = (blank[:, :-1] + self._frames_of(last))[..., None]  # the last symbol needs a blank in between
         begins = begins.scatter(2, last[:, None, None].expand(-1, x.shape[1], 1), repeated)
-        scores = x.new_full((len(x), self.classes), -torch.inf)
+        scores = x.new_full((len(x), self.tokenizer.size), -torch.inf)
         scores[:, : x.shape[2]] = begins.masked_fill(self.padding[..., None], -torch.inf).logsumexp(dim=1)
-        scores[:, self.blank] = -torch.inf
-        scores[:, self.eos] = paths.gather(1, self.lengths[:, None])[:, 0]
+        scores[:, self.tokenizer.blank] = -torch.inf
+        scores[:, self.tokenizer.eos] = paths.gather(1, self.lengths[:, None])[:, 0]
         return scores
 
     def _frames_of(self, tokens: Tensor) -> Tensor:
