@@ -1,9 +1,11 @@
 """python -m utils.lm: build, score and download, and every bad input."""
 
+import errno
 import gzip
 import hashlib
 import json
 import math
+import os
 import random
 import sys
 from itertools import pairwise
@@ -228,6 +230,16 @@ def test_novels_are_a_text(tmp_path, capsys):
     run("build", "--text", tmp_path / "novel.txt", "--order", 2, "--output", tmp_path / "x.arpa")
     assert "2 sentences, 12 words, 11 different\n" in capsys.readouterr().out
     assert set(read_words(tmp_path / "x.arpa")[3:]) == set("sit said missus b the cat sat dog too he cried".split())
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_output(tmp_path, text, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(BackoffModel, "write", full)
+    error = fail(capsys, "build", "--text", text, "--order", 2, "--output", tmp_path / "x.arpa")
+    assert error == f"utils.lm: error: {tmp_path / 'x.arpa'}: No space left on device"
+    assert list(tmp_path.iterdir()) == [text]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,16 +33,27 @@ def build(args) -> None:
     if args.order not in ORDERS:
         raise UsageError(f"--order {args.order}: KenLM reads orders {ORDERS.start} to {ORDERS.stop - 1}")
     find_texts(args.text)  # refuses a wrong name before the work
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with staging_folder(output) as folder:
         sentences = tqdm(read_sentences(args.text, tokenizer), desc="reading", unit=" sentences", disable=None)
         corpus = number_words(split_units(sentences, args.unit))
         words = check_text(args, corpus, tokenizer)
         model = estimate(corpus, args.order, args.prune)
-        model.write(Path(folder, "model.arpa"))
-        install(Path(folder, "model.arpa"), output)
+        model.write(folder / "model.arpa")
+        install(folder / "model.arpa", output)
     print(f"{output}: {corpus.counts[BEGIN]:,} sentences, {words.total():,} {args.unit}s, {len(words):,} different")
     print(summary(model.sizes, output))
+
+
+@contextmanager
+def staging_folder(output: Path) -> Iterator[Path]:
+    """Makes a temporary folder next to an output file, whose name is that of errors in writing there."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            yield Path(folder)
+    except OSError as error:
+        error.filename, error.filename2 = str(output), None
+        raise
 
 
 def split_units(sentences: Iterable[str], unit: str) -> Iterator[list[str]]:

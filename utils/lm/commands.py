@@ -8,7 +8,6 @@ The exit status is 0, or 2 where a flag or a file is wrong.
 """
 
 import argparse
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from utils.cli.parser import OneLineParser
 from utils.cli.values import nonnegative_float, positive_int
 from utils.errors import UsageError, one_line_errors
 from utils.files.download import fetch
-from utils.lm.build import build, install, ngram_counts, summary
+from utils.lm.build import build, install, ngram_counts, staging_folder, summary
 from utils.lm.ngram import NGram, arpa_lines, open_model
 from utils.lm.text import read_sentences
 from utils.tokenizer import ENGLISH, CharTokenizer
@@ -101,8 +100,8 @@ def download(args: argparse.Namespace) -> None:
     if target.exists():
         print(f"{target}: is there already")
         return
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        plain = Path(folder, "model.arpa")
+    with staging_folder(target) as folder:
+        plain = folder / "model.arpa"
         unpack(archive, plain, lower=args.case == "lower")
         counts = ngram_counts(plain)
         install(plain, target)

@@ -33,6 +33,6 @@ def write_tuning(path: Path, tuning: Tuning, options: DecodingOptions, command: 
     flags = {name: found[name] for name in dict.fromkeys(first + others) if found[name] is not None}
     title = "val WER (%)" + (f" by the weights of {Path(options.lm).name}" if options.lm else "")
     rates = {point: counts.wer for point, counts in tuning.surface.items()}
+    atomic_write(path, f"# {summarize(tuning)}\n# {command}\n{yaml.safe_dump(flags, sort_keys=False)}")
     if image := render(lambda: surface_figure(rates, tuning.names, tuple(tuning.best.values()), title)):
         atomic_write(path.with_suffix(".png"), image)
-    atomic_write(path, f"# {summarize(tuning)}\n# {command}\n{yaml.safe_dump(flags, sort_keys=False)}")
