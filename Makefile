@@ -1,6 +1,6 @@
 # make demo    install, make a corpus of synthetic speech, train, evaluate, transcribe
 # make test    install, run the tests
-# make lint    what CI checks besides
+# make lint    the linter that CI runs
 # make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
 # make clean   delete .venv, caches and the demo corpus; runs/ with its checkpoints stays
 

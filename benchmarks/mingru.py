@@ -1,4 +1,4 @@
-"""How fast is minGRU, forward and backward in two directions of 512, beside nn.GRU and nn.LSTM?
+"""How fast is minGRU, forward and backward in two directions of 512, compared with nn.GRU and nn.LSTM?
 
     python -m benchmarks.mingru                    CPU
     python -m benchmarks.mingru --device cuda      the Triton kernels; says so where there is no GPU

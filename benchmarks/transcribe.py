@@ -4,7 +4,7 @@
     python -m benchmarks.transcribe --checkpoint X.ckpt --corpus FOLDER
 
 The real-time factor is seconds of work for a second of audio; the network may be untrained, which costs the
-same. Memory is the peak of a process of its own, less that of one that hears a second.
+same. Memory is the peak of a process of its own, less that of one that transcribes a second.
 """
 
 import os
