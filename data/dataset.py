@@ -1,5 +1,6 @@
 """Utterances to padded batches of waveforms, read by workers."""
 
+import atexit
 import multiprocessing.queues
 import os
 import signal
@@ -137,10 +138,13 @@ class SpeechLoader(DataLoader):
     def __iter__(self) -> Iterator[Batch]:
         progress = self.batch_sampler
         progress.given = progress.given_before
-        if self.num_workers and not self.forked:
-            self.forked = True
+        first = self.num_workers and not self.forked
+        if first:
             return_free_memory()
         batches = super().__iter__()
+        if first:
+            self.forked = True
+            atexit.register(_kill, batches._workers)
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -153,16 +157,19 @@ class SpeechLoader(DataLoader):
                 finally:
                     del batch  # its traceback would keep this frame, and with it the workers
             progress.given += 1
-            yield batch if isinstance(batch.waveforms, Tensor) else self._unshared(batch)
+            yield batch if isinstance(batch.waveforms, Tensor) else self._from_arrays(batch)
         progress.given = 0
 
-    def _unshared(self, batch: Batch) -> Batch:
+    def _from_arrays(self, batch: Batch) -> Batch:
         """Returns a batch that came without shared memory, and says so once."""
         if not self.warned:
-            self.warned = True
+            SpeechLoader.warned = True
             print("shared memory is full, so batches are copied between processes; more of it is faster "
                   "(`docker run --shm-size 8g`, or a smaller --num_workers)", flush=True)
         return Batch(*(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch))
+
+
+_has_room = True  # whether shared memory has taken all of this worker's batches
 
 
 def _share(batch: Batch | Exception) -> Batch | Exception:
@@ -171,15 +178,16 @@ def _share(batch: Batch | Exception) -> Batch | Exception:
     Docker gives a container 64 MB of shared memory where it is not told otherwise. A queue would find that out in a
     thread of its own, lose the batch, and the training process would wait for it without end.
     """
+    global _has_room
     if get_worker_info() is None or isinstance(batch, Exception):
         return batch
     try:
-        for field in batch:
+        for field in batch if _has_room else ():
             if isinstance(field, Tensor):
                 field.share_memory_()
-        return batch
     except (RuntimeError, OSError):
-        return Batch(*(field.numpy() if isinstance(field, Tensor) else field for field in batch))
+        _has_room = False  # each failure leaves an empty file there
+    return batch if _has_room else Batch(*(one.numpy() if isinstance(one, Tensor) else one for one in batch))
 
 
 def _init_worker(_: int) -> None:
@@ -193,5 +201,12 @@ def _init_worker(_: int) -> None:
 
 
 def _die(error: Exception, _) -> None:
+    """Ends a worker whose queue could not send something; torch then ends the run."""
     print(f"a data worker cannot deliver a batch: {error}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _kill(workers: list) -> None:
+    """Ends the workers of a process that ends; Python would send a signal that they ignore, and wait for them."""
+    for worker in workers:
+        worker.kill()
