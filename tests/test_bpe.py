@@ -28,6 +28,7 @@ from utils.errors import UsageError
 from utils.lm.ngram import LanguageModelError, NGram
 from utils.report.plots import attention_figure, diagnostic_images
 from utils.tokenizer import BPETokenizer, learn_vocabulary, normalize
+from utils.training.resuming import resume_from
 from utils.types import Batch
 
 TOKENIZER = BPETokenizer(vocabulary=PIECES)
@@ -97,7 +98,7 @@ def test_another_tokenizer_does_not_go_on(whole, tmp_path, flags, reason):
         train.train(args)
     args = train.parse_arguments(arguments(tmp_path / "run", "--tokenizer", "bpe", "--checkpoint_path",
                                            str(whole / "checkpoints" / "last.ckpt")))
-    assert train.find_vocabulary(args, train.resume_from(args)[1]) == checkpoint(whole)["recognizer"]["vocabulary"]
+    assert train.find_vocabulary(args, resume_from(args)[1]) == checkpoint(whole)["recognizer"]["vocabulary"]
 
 
 @needs_sentencepiece
