@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.index import DataError
+from utils.audio import SAMPLE_RATE
 from utils.files.atomic import atomic_write
 from utils.files.locks import exclusive_folder
 
@@ -74,17 +75,20 @@ def write_transcripts(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
     atomic_write(folder / f"{folder.parent.name}-{folder.name}.trans.txt", lines)
 
 
-def write_description(folder: Path, settings: dict, durations: Iterable[tuple[str, str, float]]) -> dict:
+def write_description(folder: Path, settings: dict, parts: Iterable[tuple[str, str, int, int]]) -> dict:
     """Writes corpus.json and returns its content: the settings, and hours, utterances and speakers of each split.
 
     Args:
-        durations: split, speaker and seconds of each utterance.
+        parts: split, speaker, utterances and samples at 16 kHz of each part of the corpus.
     """
-    splits: dict[str, list[tuple[str, float]]] = {}
-    for split, speaker, seconds in durations:
-        splits.setdefault(split, []).append((speaker, seconds))
-    counts = {split: {"hours": round(sum(seconds for _, seconds in rows) / 3600, 4), "utterances": len(rows),
-                      "speakers": len({speaker for speaker, _ in rows})} for split, rows in splits.items()}
+    splits = {"train": [], "dev": [], "test": []}
+    for split, *part in parts:
+        splits[split].append(part)
+    counts = {}
+    for split, rows in splits.items():
+        speakers, utterances, samples = zip(*rows, strict=True)
+        counts[split] = {"hours": round(sum(samples) / SAMPLE_RATE / 3600, 4), "utterances": sum(utterances),
+                         "speakers": len(set(speakers))}
     description = {"settings": settings, "splits": counts}
     atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return description

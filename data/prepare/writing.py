@@ -30,7 +30,7 @@ def write_corpus(utterances: Iterable[Utterance], folder: Path, settings: dict, 
     A sound file that an earlier, interrupted run has written is kept. Raises DataError and OSError.
     """
     chapters: dict[Path, list[tuple[str, str]]] = {}
-    durations = []
+    parts = []
     for split, name, text, wav in utterances:
         speaker, chapter, _ = name.split("-")
         path = folder / split / speaker / chapter / f"{name}.{settings['audio_format']}"
@@ -40,10 +40,10 @@ def write_corpus(utterances: Iterable[Utterance], folder: Path, settings: dict, 
             (_write_flac if path.suffix == ".flac" else _write_opus)(name, wav, part, bitrate)
             part.replace(path)
         chapters.setdefault(path.parent, []).append((name, text))
-        durations.append((split, speaker, soundfile.info(path).duration))
+        parts.append((split, speaker, 1, soundfile.info(path).frames))
     for chapter, rows in chapters.items():
         write_transcripts(chapter, rows)
-    return write_description(folder, settings, durations)
+    return write_description(folder, settings, parts)
 
 
 def _write_flac(name: str, wav: bytes, path: Path, _bitrate: str) -> None:

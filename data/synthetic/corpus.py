@@ -1,69 +1,48 @@
-"""Build a demo corpus of spoken sentences with the eSpeak NG synthesiser: no download, any size.
+"""Builds a corpus of synthetic speech in LibriSpeech's layout: no download, any size, any text.
 
-    pip install -r requirements-demo.txt
-    python -m data.synthetic --output data/corpora/demo --hours 2 --seed 0
-
-The folder has LibriSpeech's own layout, so whatever reads LibriSpeech reads it:
+    python -m data.synthetic --output data/corpora/demo --hours 2
+    python -m data.synthetic --output data/corpora/novels --hours 60 --engine hibari --text novels.txt.gz
 
     OUTPUT/corpus.json                                      settings and counts
     OUTPUT/SPEAKERS.TXT                                     which voice each speaker number is
-    OUTPUT/train/1003/100017/1003-100017.trans.txt          a chapter's transcripts, upper case
+    OUTPUT/train/1003/100017/1003-100017.trans.txt          the transcripts of a chapter, upper case
     OUTPUT/train/1003/100017/1003-100017-0000.flac          16 kHz, mono, 16 bit
 
-A speaker is an accent, a voice variant and a base pitch. `dev` and `test` have variants that `train` lacks,
-in all accents, and sentences that no other split can have: a sentence's hash names its split. Speed, pitch,
-liveliness, loudness and a low white noise vary with every utterance. All of it is drawn from `--seed`: on
-one machine the same flags give the same bytes, with any number of workers. 100 hours take about 8 GB.
-
-eSpeak NG is GPL software: only this module uses it, and only inside the functions that speak.
+Without --text, sentences come from a small grammar. `dev` and `test` have speakers that `train` lacks, and sentences
+that no other split can have: a sentence's hash names its split. All of it is drawn from --seed: on one machine the same
+flags give the same bytes, with any number of workers, and a build that was killed goes on with the chapters that it
+lacks. 100 hours take about 8 GB.
 """
 
-import argparse
 import collections
 import functools
+import hashlib
 import itertools
-import json
 import math
-import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 
+from data.corpus_folder import new_corpus, read_description, write_description, write_transcripts
+from data.index import DataError
+from data.synthetic.conditions import RECORDINGS, resample
+from data.synthetic.engines import FIRST_CHAPTER, Engine, Speaker, load_engine
 from data.synthetic.sentences import HELD_OUT_SHARE, draw_sentence_of
-from utils.errors import UserError, one_line_errors
+from data.synthetic.texts import choose_sentences
+from utils.audio import SAMPLE_RATE
+from utils.files.atomic import atomic_write
+from utils.prose import Sentence
 
 RECIPE = 1  # raise it whenever the same flags would give another corpus
-SAMPLE_RATE = 16_000  # Hz, as written
-ESPEAK_RATE = 22_050  # Hz, as eSpeak speaks
-FIRST_CHAPTER = {"train": 100_000, "dev": 200_000, "test": 300_000}
 HELD_OUT_MINUTES = (6, 60)  # the least and the most; a tiny train lowers the least to half of itself
 CHAPTER_SECONDS = (30, 120)
-WORDS_PER_MINUTE = (105, 160)  # slow enough that 40 ms frames outnumber the letters, as CTC needs
-PEAK = (0.25, 0.95)  # the loudest sample, of full scale
-NOISE_DB = (20, 40)  # speech over white noise
-
-# By file: the names that eSpeak gives its accents ("en-gb") are not all found by every build.
-ACCENTS = "en-US en-US-nyc en en-GB-x-rp en-GB-x-gbclan en-GB-x-gbcwmd en-GB-scotland en-029".split()
-# Variants that sound like people. Left out: whispers, robots, those that overload or break the timing.
-VARIANTS = {
-    "train": "m1 m2 m3 m5 m7 Alex Denis Gene Mario Michael Mike quincy f2 f4 f5 Annie aunty belinda linda",
-    "dev": "m4 max f3",
-    "test": "m6 robert f1",
-}
-FEMALE = "f1 f2 f3 f4 f5 Annie aunty belinda linda".split()
-
-
-class Speaker(NamedTuple):
-    """One voice. `number` and `pitch` (eSpeak's 0 to 99) are the same in every corpus, whatever its seed."""
-
-    number: int
-    split: str
-    sex: str
-    voice: str
-    pitch: int
+VIRTUAL_SPEAKER_SECONDS = 75  # a chapter, with a speaker of its own
+CHARACTERS_PER_SECOND = 25  # more than any voice says
 
 
 class Chapter(NamedTuple):
@@ -73,126 +52,95 @@ class Chapter(NamedTuple):
     speaker: Speaker
     seconds: float
     seed: str
+    sentences: tuple[Sentence, ...] = ()  # from the grammar where there are none
 
 
-def list_speakers() -> list[Speaker]:
-    """List the speakers of all splits, numbered from 1001."""
-    speakers = []
-    for split, variants in VARIANTS.items():
-        for accent, variant in itertools.product(ACCENTS, variants.split()):
-            voice, sex = f"{accent}+{variant}", "F" if variant in FEMALE else "M"
-            pitch = random.Random(voice).randint(35, 65)
-            speakers.append(Speaker(1001 + len(speakers), split, sex, voice, pitch))
-    return speakers
+class Studio(NamedTuple):
+    """How a chapter is spoken and recorded; names, so that a worker can be told."""
+
+    root: Path
+    engine: str
+    recording: str
 
 
-def find_espeak() -> tuple[str, str]:
-    """Return the paths of eSpeak NG's library and voices. RuntimeError, with the mend, where missing."""
-    try:
-        import espeakng_loader
-    except ImportError:
-        raise RuntimeError("eSpeak NG is not installed: pip install -r requirements-demo.txt") from None
-    return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+class Written(NamedTuple):
+    """A chapter that is on disk."""
+
+    speaker: Speaker
+    utterances: int
+    samples: int
 
 
-def speak(text: str, *, voice: str, rate: int, pitch: int, liveliness: int, seed: int) -> np.ndarray:
-    """Speak `text`: int16 samples [S] at 22,050 Hz.
-
-    `voice` is an accent, "+" and a variant; `rate` is in words a minute; `pitch` and `liveliness` (how far
-    the pitch moves) go from 0 to 99. RuntimeError where eSpeak is missing or refuses.
-    """
-    import ctypes
-
-    path, voices = find_espeak()
-    pieces = []
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-    def receive(samples, count, _events):
-        if samples and count > 0:
-            pieces.append(ctypes.string_at(samples, 2 * count))
-        return 0  # go on
-
-    library = ctypes.CDLL(path)
-    try:
-        _set_up(library, voices, receive, voice)
-        library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-        for parameter, value in ((1, rate), (2, 40), (3, pitch), (4, liveliness)):  # volume 40: never clips
-            library.espeak_SetParameter(parameter, value, 0)
-        words = text.encode()
-        failed = library.espeak_Synth(words, ctypes.c_size_t(len(words) + 1), 0, 0, 0, 1, None, None)
-        library.espeak_Terminate()
-    finally:
-        _unload(library)
-    if failed or not pieces:
-        raise RuntimeError(f"eSpeak NG had nothing to say for {text!r} as {voice}")
-    return np.frombuffer(b"".join(pieces), np.int16)
+def plan_chapters(engine: Engine, hours: float, seed: int) -> list[Chapter]:
+    """Returns the chapters. Voices take turns in a random order, so that a small corpus too has many."""
+    train, (least, most), (shortest, longest) = 3600 * hours, HELD_OUT_MINUTES, CHAPTER_SECONDS
+    held_out = min(60 * most, max(HELD_OUT_SHARE * train, min(60 * least, train / 2)))
+    chapters = []
+    for split, seconds in {"train": train, "dev": held_out, "test": held_out}.items():
+        voices = engine.list_speakers(split, max(4, round(seconds / VIRTUAL_SPEAKER_SECONDS)), seed)
+        random.Random(f"{seed}/{split}").shuffle(voices)
+        count = max(4, round(seconds / min(longest, max(shortest, seconds / len(voices)))))
+        for i, number in enumerate(range(FIRST_CHAPTER[split], FIRST_CHAPTER[split] + count)):
+            chapters.append(Chapter(number, voices[i % len(voices)], seconds / count, f"{seed}/{number}"))
+    return chapters
 
 
-def _set_up(library, voices: str, receive, voice: str) -> None:
-    """Start eSpeak without threads (mode 2), unable to end the process (0x8000), speaking into `receive`."""
-    if library.espeak_Initialize(2, 0, voices.encode(), 0x8000) != ESPEAK_RATE:
-        raise RuntimeError(f"eSpeak NG did not start with {voices}: reinstall espeakng-loader")
-    library.espeak_SetSynthCallback(receive)
-    if library.espeak_SetVoiceByName(f"gmw/{voice}".encode()):
-        raise RuntimeError(f"eSpeak NG has no voice {voice}: pip install -r requirements-demo.txt")
+def give_sentences(chapters: list[Chapter], text: Path, seed: int) -> list[Chapter]:
+    """Returns the chapters with sentences of a text file, enough for each; a short text is said again and again."""
+    wanted = collections.Counter()
+    for chapter in chapters:
+        wanted[chapter.speaker.split] += math.ceil(chapter.seconds * CHARACTERS_PER_SECOND)
+    chosen, report = choose_sentences(text, wanted, seed)
+    print(report)
+    sources = {split: itertools.cycle(sentences) for split, sentences in chosen.items()}
+    return [chapter._replace(sentences=_take(sources[chapter.speaker.split], chapter.seconds * CHARACTERS_PER_SECOND))
+            for chapter in chapters]
 
 
-def _unload(library) -> None:
-    """Unload the library. Its oscillators run on through every reset that it offers, so that an utterance
-    would depend on those before it; loaded anew (0.2 ms) it says the same for the same arguments."""
-    import _ctypes
-
-    (_ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose)(library._handle)
-
-
-@functools.cache
-def _resampler():
-    """Return the module from 22,050 to 16,000 Hz, kept because its filters take as long as an utterance."""
-    import torchaudio
-
-    return torchaudio.transforms.Resample(ESPEAK_RATE, SAMPLE_RATE)
+def _take(source: Iterator[Sentence], characters: float) -> tuple[Sentence, ...]:
+    taken = []
+    while characters > 0:
+        taken.append(next(source))
+        characters -= len(taken[-1].words)
+    return tuple(taken)
 
 
-def record(sentence: str, speaker: Speaker, rng: random.Random) -> np.ndarray:
-    """Speak `sentence` as `speaker`, with a noise and a loudness of its own: int16 samples [S] at 16 kHz."""
-    import torch
-
-    speech = speak(
-        sentence,
-        voice=speaker.voice,
-        rate=rng.randint(*WORDS_PER_MINUTE),
-        pitch=speaker.pitch + rng.randint(-6, 6),
-        liveliness=rng.randint(35, 70),
-        seed=rng.getrandbits(31),
-    )
-    wave = _resampler()(torch.from_numpy(speech.astype(np.float32))).numpy()
-    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(len(wave), dtype=np.float32)
-    wave = wave + noise * np.sqrt(np.mean(wave**2)) * 10 ** (-rng.uniform(*NOISE_DB) / 20)
-    return np.round(wave * (rng.uniform(*PEAK) * 32767 / np.abs(wave).max())).astype(np.int16)
+def _iterate_sentences(chapter: Chapter, rng: random.Random) -> Iterator[Sentence]:
+    """Yields sentences without end: those that the chapter was given, again and again, or new ones of the grammar."""
+    yield from itertools.cycle(chapter.sentences)
+    while True:
+        sentence = draw_sentence_of(chapter.speaker.split, rng)
+        yield Sentence(sentence, sentence)
 
 
-def write_chapter(chapter: Chapter, root: Path) -> tuple[Speaker, int, int]:
-    """Speak one chapter and write it under `root`; return its speaker, utterances and samples."""
-    import soundfile
-
-    rng, speaker = random.Random(chapter.seed), chapter.speaker
-    name = f"{speaker.number}-{chapter.number}"
-    folder = root / speaker.split / str(speaker.number) / str(chapter.number)
+def write_chapter(chapter: Chapter, studio: Studio) -> Written:
+    """Speaks one chapter and writes it, the transcripts last; a chapter that has them is left as it is."""
+    rng, speaker, engine = random.Random(chapter.seed), chapter.speaker, load_engine(studio.engine)
+    folder = studio.root / speaker.split / str(speaker.number) / str(chapter.number)
+    name, rows, samples = f"{speaker.number}-{chapter.number}", [], 0
+    if (folder / f"{name}.trans.txt").is_file():
+        lengths = [soundfile.info(path).frames for path in folder.glob("*.flac")]
+        return Written(speaker, len(lengths), sum(lengths))
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    lines, samples = [], 0
-    while not lines or samples < (chapter.seconds - 1.3) * SAMPLE_RATE:  # 1.3 s: half an utterance
-        sentence = draw_sentence_of(speaker.split, rng)
-        wave = record(sentence, speaker, rng)
-        key = f"{name}-{len(lines):04d}"
-        soundfile.write(folder / f"{key}.flac", wave, SAMPLE_RATE, subtype="PCM_16")
-        lines.append(f"{key} {sentence.upper()}\n")
+    sentences = _iterate_sentences(chapter, rng)
+    while not rows or samples < (chapter.seconds - 1.3) * SAMPLE_RATE:  # 1.3 s: half an utterance
+        sentence = next(sentences)
+        wave = record(sentence.spoken, speaker, engine, studio.recording, rng)
+        rows.append((f"{name}-{len(rows):04d}", sentence.words.upper()))
+        soundfile.write(folder / f"{rows[-1][0]}.flac", wave, SAMPLE_RATE, subtype="PCM_16")
         samples += len(wave)
-    (folder / f"{name}.trans.txt").write_bytes("".join(lines).encode())
-    return speaker, len(lines), samples
+    write_transcripts(folder, rows)
+    return Written(speaker, len(rows), samples)
 
 
-def write_chapters(chapters: list[Chapter], root: Path, num_workers: int) -> list[tuple]:
-    """Write all chapters as `write_chapter` does, behind a progress bar; with 0 workers, in this process.
+def record(text: str, speaker: Speaker, engine: Engine, recording: str, rng: random.Random) -> np.ndarray:
+    """Returns (S,) int16 samples at 16 kHz: `text` as the speaker says it, under conditions of its own."""
+    return RECORDINGS[recording](resample(*engine.speak(text, speaker, rng)), rng)
+
+
+def write_chapters(chapters: list[Chapter], studio: Studio, num_workers: int) -> list[Written]:
+    """Writes all chapters as `write_chapter` does, behind a progress bar; with 0 workers, in this process.
 
     Workers are spawned, not forked, because torch's threads do not survive a fork. One torch thread each:
     a chapter is one core's work, and sums keep their order.
@@ -204,7 +152,7 @@ def write_chapters(chapters: list[Chapter], root: Path, num_workers: int) -> lis
     from tqdm import tqdm
 
     bar = functools.partial(tqdm, total=len(chapters), desc="speaking", unit="chapter", disable=None)
-    write = functools.partial(write_chapter, root=root)
+    write = functools.partial(write_chapter, studio=studio)
     if num_workers > 0:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_workers, spawn, torch.set_num_threads, (1,)) as pool:
@@ -217,101 +165,53 @@ def write_chapters(chapters: list[Chapter], root: Path, num_workers: int) -> lis
         torch.set_num_threads(threads)
 
 
-def plan(hours: float, seed: int) -> list[Chapter]:
-    """Lay out the chapters. Voices take turns in a random order, so that a small corpus too has many."""
-    train, (least, most), (shortest, longest) = 3600 * hours, HELD_OUT_MINUTES, CHAPTER_SECONDS
-    held_out = min(60 * most, max(HELD_OUT_SHARE * train, min(60 * least, train / 2)))
-    chapters = []
-    for split, seconds in {"train": train, "dev": held_out, "test": held_out}.items():
-        voices = [speaker for speaker in list_speakers() if speaker.split == split]
-        random.Random(f"{seed}/{split}").shuffle(voices)
-        count = max(4, round(seconds / min(longest, max(shortest, seconds / len(voices)))))
-        for i, number in enumerate(range(FIRST_CHAPTER[split], FIRST_CHAPTER[split] + count)):
-            chapters.append(Chapter(number, voices[i % len(voices)], seconds / count, f"{seed}/{number}"))
-    return chapters
-
-
-def count_splits(written: list[tuple]) -> dict[str, dict]:
-    """Return hours, utterances and speakers of each split."""
-    counts = {}
-    for split in FIRST_CHAPTER:
-        speakers, utterances, samples = zip(*(w for w in written if w[0].split == split), strict=True)
-        hours = round(sum(samples) / SAMPLE_RATE / 3600, 4)
-        counts[split] = {"hours": hours, "utterances": sum(utterances), "speakers": len(set(speakers))}
-    return counts
-
-
-def describe_speakers(written: list[tuple]) -> str:
-    """Return the speakers that were used, as text in the columns of LibriSpeech's SPEAKERS.TXT."""
+def describe_speakers(written: list[Written], engine: Engine) -> str:
+    """Returns the speakers that were used, as text in the columns of LibriSpeech's SPEAKERS.TXT."""
     minutes = collections.Counter()
     for speaker, _, samples in written:
         minutes[speaker] += samples / SAMPLE_RATE / 60
-    lines = [";ID  |SEX|SUBSET|MINUTES| NAME\n"]
-    for (number, split, sex, voice, pitch), length in sorted(minutes.items()):
-        lines.append(f"{number} | {sex} | {split:5}| {length:6.2f}| eSpeak NG {voice}, pitch {pitch}\n")
-    return "".join(lines)
+    lines = [f"{speaker.number} | {speaker.sex} | {speaker.split:5}| {length:6.2f}| {engine.label} {speaker}\n"
+             for speaker, length in sorted(minutes.items())]
+    return "".join([";ID  |SEX|SUBSET|MINUTES| NAME\n", *lines])
 
 
-def read_finished(output: Path, settings: dict) -> dict | None:
-    """Return the description of the corpus in `output`, or None where nothing is yet.
-
-    FileExistsError where `output` holds a corpus of other settings, or something else.
-    """
-    if (output / "corpus.json").is_file():
-        info = json.loads((output / "corpus.json").read_text(encoding="utf-8"))
-        if info.get("settings") == settings:
-            return info
-        raise FileExistsError(f"{output} was built with other settings: delete it or choose another output")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} holds something that is no demo corpus: choose another output")
-    return None
-
-
-def build_corpus(*, output: str | Path, hours: float, seed: int = 0, num_workers: int = 0) -> dict:
-    """Build a corpus in the folder `output` and return its description, the content of its corpus.json.
+def build_corpus(*, output: str | Path, hours: float, seed: int = 0, num_workers: int = 0, engine: str = "espeak",
+                 text: str | Path | None = None, recording: str | None = None) -> dict:
+    """Builds a corpus in the folder `output` and returns its description, the content of its corpus.json.
 
     `hours` is the size of train; dev and test have a twentieth of it each, but at most 60 minutes and at
-    least 6, or half of train where that is less. `output` appears when it is complete; until then it is
-    `output`.partial, which the next build removes. A complete corpus of the same settings is left as it is.
+    least 6, or half of train where that is less. A complete corpus of the same settings is left as it is.
     With workers, a script that calls this needs `if __name__ == "__main__"`.
 
-    Raises ValueError for hours or workers out of range, FileExistsError where `output` holds something else,
-    RuntimeError where eSpeak is missing.
+    Args:
+        output: appears when it is complete; until then it is `OUTPUT.partial`, with which the next build goes on.
+        engine: a name in `engines.ENGINES`.
+        text: a file of sentences or paragraphs, one per line; None for the demo's grammar.
+        recording: a name in `conditions.RECORDINGS`; by default "plain" for the grammar, "varied" for a text.
+
+    Raises DataError for hours or workers out of range, where `output` holds something else, and where the
+    synthesiser is missing; OSError.
     """
     if not 0 < hours < math.inf or num_workers < 0:
-        raise ValueError(f"hours must be above 0 and num_workers at least 0, not {hours} and {num_workers}")
-    output = Path(output).expanduser().resolve()
+        raise DataError(f"--hours must be above 0 and --num_workers at least 0, not {hours} and {num_workers}")
+    output, recording = Path(output).expanduser().resolve(), recording or ("varied" if text else "plain")
     settings = {"recipe": RECIPE, "hours": float(hours), "seed": int(seed)}
-    if info := read_finished(output, settings):
+    if (engine, text, recording) != ("espeak", None, "plain"):
+        settings |= {"engine": engine, "text": text and _checksum(Path(text)), "recording": recording}
+    if description := read_description(output, settings):
         print(f"{output} is complete already: left as it is")
-        return info
-    find_espeak()  # before anything is made or removed
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    chapters = plan(hours, seed)
-    written = write_chapters(chapters, partial, min(num_workers, len(chapters)))
-    info = {"settings": settings, "splits": count_splits(written)}
-    (partial / "SPEAKERS.TXT").write_bytes(describe_speakers(written).encode())
-    (partial / "corpus.json").write_bytes((json.dumps(info, indent=2) + "\n").encode())
-    if output.exists():
-        output.rmdir()  # it is empty, or read_finished had refused it
-    partial.rename(output)
-    return info
+        return description
+    speaking = load_engine(engine)  # before anything is made or removed
+    chapters = plan_chapters(speaking, hours, seed)
+    if text:
+        chapters = give_sentences(chapters, Path(text), seed)
+    with new_corpus(output, settings) as folder:
+        written = write_chapters(chapters, Studio(folder, engine, recording), min(num_workers, len(chapters)))
+        atomic_write(folder / "SPEAKERS.TXT", describe_speakers(written, speaking))
+        return write_description(folder, settings, ((chapter.speaker.split, chapter.speaker.number,
+                                                     chapter.utterances, chapter.samples) for chapter in written))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Build the corpus that the flags name and print what each split has."""
-    parser = argparse.ArgumentParser(prog="python -m data.synthetic", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder to build, e.g. data/corpora/demo")
-    parser.add_argument("--hours", type=float, default=2.0, help="size of train (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
-    workers = min(8, os.cpu_count() or 1)
-    parser.add_argument("--num_workers", type=int, default=workers, help="processes; 0 for none but this one")
-    with one_line_errors(parser.prog):
-        try:
-            info = build_corpus(**vars(parser.parse_args(arguments)))
-        except (ValueError, RuntimeError) as error:
-            raise UserError(error) from None
-        for split, counts in info["splits"].items():
-            print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
