@@ -30,14 +30,15 @@ import torch
 
 from data.options import DataOptions, TrainingDataOptions
 from models import Recognizer
+from models.inference.tuning import tune_decoding
 from utils.audio import SAMPLE_RATE
 from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
 from utils.cli.config import parse_with_config
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.cli.values import nonnegative_int, positive_int
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.decoding.tune import TuningOptions, build_grid
-from utils.decoding.tune import tune as tune_decoding
 from utils.errors import UsageError, one_line_errors
 from utils.files.atomic import atomic_write
 from utils.process import git_revision

@@ -23,8 +23,9 @@ from benchmarks.measure import benchmark_parser, medians, prepare, show
 from data.datamodule import LibriSpeechDataModule
 from data.options import TrainingDataOptions
 from models import Recognizer
-from utils.decoding.options import Decoder, DecodingOptions
-from utils.decoding.tune import collect_log_probs
+from models.inference.tuning import collect_log_probs
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.lm.kneser_ney import BackoffModel, number_words
 from utils.metrics import count_errors
 from utils.tokenizer import CharTokenizer, Tokenizer, normalize

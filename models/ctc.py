@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE
 from utils.decoding.alignment import align_ctc
-from utils.decoding.options import Decoder
+from utils.decoding.decoder import Decoder
 from utils.types import Batch, Candidate, Word
 
 HeadType = Literal["linear", "mlp"]

@@ -27,7 +27,8 @@ from models.speller import Speller, SpellerScorer
 from utils.audio import SAMPLE_RATE
 from utils.decoding.alignment import align_ctc, join_words
 from utils.decoding.beam_search import Hypothesis, WeightedScorers, beam_search
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.decoding.scorers import CTCPrefixScorer
 from utils.lm.ngram import NGram
 from utils.lm.scorer import NGramScorer

@@ -15,7 +15,8 @@ from models.components.features.base import FeatureNorm
 from models.components.masks import Lengths
 from models.components.specaugment import SpecAugment
 from models.loading import load_network
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.options import constructor_options
 from utils.tokenizer import ENGLISH, TokenizerType, build_tokenizer
 from utils.types import Batch, Candidate, Word

@@ -23,7 +23,8 @@ from utils.audio import load_audio
 from utils.checkpoint.__main__ import export
 from utils.checkpoint.reading import read_checkpoint
 from utils.decoding.alignment import align_ctc
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.errors import UsageError
 from utils.lm.ngram import LanguageModelError, NGram
 from utils.report.plots import attention_figure, diagnostic_images

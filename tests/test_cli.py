@@ -56,7 +56,7 @@ def test_flags_of_every_type():
 
 @pytest.mark.parametrize(("argv", "message"), [
     (["--size", "-1"], "argument --size: -1 must be at least 0"),
-    (["--size", "1.5"], "argument --size: invalid nonnegative_int value: '1.5'"),
+    (["--size", "1.5"], "argument --size: invalid int value: '1.5'"),
     (["--rate", "nan"], "argument --rate/-r: nan must be finite"),
     (["--rate=-inf"], "argument --rate/-r: -inf must be finite"),
     (["--weights", "1", "0"], "argument --weights: 0 must be above 0 and finite"),

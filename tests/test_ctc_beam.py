@@ -16,7 +16,8 @@ from conftest import TINY
 
 from models import Recognizer
 from utils.decoding.ctc_beam import CTCBeamSearch, without_sure_blanks
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.errors import UsageError
 from utils.lm.kneser_ney import BackoffModel, number_words
 from utils.lm.ngram import LN10, LanguageModelError, NGram

@@ -12,7 +12,8 @@ from models.fast_speller import fast_forward
 from models.listener import PyramidalLayer
 from models.speller import SpellerScorer, sample
 from utils.decoding.beam_search import beam_search
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 
 
 def las(**options) -> Recognizer:

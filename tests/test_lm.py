@@ -17,7 +17,7 @@ from conftest import CORPUS
 from test_download import serving
 from test_ngram import ARPA, BAD
 
-from utils.lm import commands as lm
+from utils.lm import __main__ as lm
 from utils.lm import text as lm_text
 from utils.lm.build import ngram_counts
 from utils.lm.kneser_ney import BEGIN, END, BackoffModel, number_words

@@ -10,7 +10,7 @@ from conftest import ROOT
 import evaluate
 import inference
 import train
-import utils.lm.commands
+import utils.lm.__main__
 from utils.cli.config import config_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,7 +18,7 @@ SHOWN = re.compile(r"(?:^|`|\| )\s*(python (?:-m )?(?:train.py|inference.py|eval
                    re.MULTILINE)
 COMMANDS = [re.sub(r"\s+#.*", "", line).strip() for line in SHOWN.findall(README)]
 PARSERS = {"train.py": train.parse_arguments, "inference.py": inference.parse_arguments,
-           "evaluate.py": evaluate.parse_arguments, "utils.lm": utils.lm.commands.parse_arguments}
+           "evaluate.py": evaluate.parse_arguments, "utils.lm": utils.lm.__main__.parse_arguments}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

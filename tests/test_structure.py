@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,31 @@ def test_only_entry_points_join_models_and_data():
                if imported(path.read_text(encoding="utf-8")) >= {"models", "data"}}
     assert Path("train.py") in joining
     assert all(len(path.parts) == 1 for path in joining)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for path in [*(path.relative_to(ROOT) for path in ROOT.glob("*.py")), *MODULES]}
+
+
+@cache
+def imported_modules(name: str) -> frozenset[str]:
+    """The project's own modules that one of them imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / FILES[name]).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= members & FILES.keys() or {node.module}
+    return frozenset(found & FILES.keys() - {name})
+
+
+def test_no_imports_in_a_circle():
+    order = TopologicalSorter({name: imported_modules(name) for name in FILES}).static_order()  # or CycleError
+    assert len(list(order)) == len(FILES)
 
 
 def test_inference_loads_nothing_of_training():

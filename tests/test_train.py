@@ -136,9 +136,9 @@ def test_the_command_line_wins_over_the_config(tmp_path):
 
 @pytest.mark.parametrize(("content", "message"), [
     ("epoch: 7", "epoch: no such flag"),
-    ("epochs: many", "epochs: invalid positive_int value: 'many'"),
+    ("epochs: many", "epochs: invalid int value: 'many'"),
     ("epochs: 0", "epochs: 0 must be at least 1"),
-    ("epochs: 1.5", "epochs: invalid positive_int value"),
+    ("epochs: 1.5", "epochs: invalid int value"),
     ("epochs: true", "epochs: True is not a value"),
     ("epochs:", "epochs: None is not a value"),
     ("epochs: [1, 2]", "epochs: takes one value"),

@@ -12,6 +12,7 @@ from test_ngram import ARPA, CHARACTERS, emissions
 
 import evaluate
 from models import Recognizer
+from models.inference import tuning
 from utils.audio import load_audio
 from utils.cli.config import config_arguments
 from utils.cli.parser import OneLineParser, add_constructor_flags
@@ -52,7 +53,7 @@ def fail(capsys, *argv) -> str:
 def sea(monkeypatch) -> None:
     """A validation set whose sounds leave open what the n-gram of test_ngram.py knows: after `see` comes `sea`."""
     log_probs = [emissions("see sea", swap="ea", seed=i) for i in range(6)]
-    monkeypatch.setattr(tune, "collect_log_probs", lambda *_: (["see sea"] * 6, log_probs))
+    monkeypatch.setattr(tuning, "collect_log_probs", lambda *_: (["see sea"] * 6, log_probs))
 
 
 def options_of(path: Path) -> DecodingOptions:
@@ -96,7 +97,7 @@ def test_a_packed_ngram_is_the_same(files, sea, tmp_path):
 
 def test_it_says_where_nothing_helps(files, tmp_path, capsys, monkeypatch):
     """Sounds that leave nothing open, and words that the n-gram does not know."""
-    monkeypatch.setattr(tune, "collect_log_probs", lambda *_: (["tea"], [emissions("tea")]))
+    monkeypatch.setattr(tuning, "collect_log_probs", lambda *_: (["tea"], [emissions("tea")]))
     run("--checkpoint", files["ctc"], "--tune", "--lm", files["x"], "--output", tmp_path / "d.yaml", "--rounds", 0)
     assert f"{files['x']}: no weights make it better than none" in capsys.readouterr().err
 
@@ -106,7 +107,8 @@ def test_log_probs_are_those_of_each_utterance_alone(files):
     network = Recognizer.from_checkpoint(files["ctc"])
     args = evaluate.parse_arguments(["--checkpoint", "x", "--tune", "--output", "d.yaml", "--batch_size", "3", *DATA])
     data = evaluate.build_data(args, network)
-    texts, log_probs = tune.collect_log_probs(network, (batch for loader in data.val_dataloader() for batch in loader))
+    batches = (batch for loader in data.val_dataloader() for batch in loader)
+    texts, log_probs = tuning.collect_log_probs(network, batches)
     utterances = {utterance.text: utterance for utterance in data.index("dev").utterances}
     assert sorted(texts) == sorted(utterances) and len(texts) == len(log_probs)
     for text, one in zip(texts, log_probs, strict=True):
@@ -125,7 +127,7 @@ def test_log_probs_are_those_of_each_utterance_alone(files):
 def test_attention_models(files, tmp_path, capsys, monkeypatch, name, lm, weights):
     """Each batch is encoded once for the whole grid; the best point is what evaluation gives for it."""
     network, encoded = Recognizer.from_checkpoint(files[name]), []
-    monkeypatch.setattr(tune, "_encode", lambda network, batch, encode=tune._encode: (
+    monkeypatch.setattr(tuning, "_encode", lambda network, batch, encode=tuning._encode: (
         encoded.append(len(batch.texts)), encode(network, batch))[1])
     output = tmp_path / "d.yaml"
     command = ["--checkpoint", files[name], "--tune", "--output", output, "--rounds", 0, "--beam_size", 3]
@@ -180,7 +182,7 @@ def test_errors_are_those_of_the_texts(sea):
     """In the order of the utterances, whatever their lengths."""
     texts = ["see", "tea", "see sea"]
     log_probs = [emissions(text) for text in texts]
-    found, = tune.count_ctc_errors([*texts[:2], "sea"], log_probs, noisy(0).tokenizer, [DecodingOptions()])
+    found, = tuning.count_ctc_errors([*texts[:2], "sea"], log_probs, noisy(0).tokenizer, [DecodingOptions()])
     assert found == count_errors([*texts[:2], "sea"], texts)
 
 

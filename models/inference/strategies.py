@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, SILENCE, read_windows
-from utils.decoding.options import Decoder
+from utils.decoding.decoder import Decoder
 from utils.types import Candidate, Word
 
 STEP, OVERLAP = 30, 6  # seconds between the beginnings of windows, and by which they overlap

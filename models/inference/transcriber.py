@@ -16,7 +16,8 @@ from torch import Tensor
 from models.inference.strategies import AttentionStrategy, CTCStrategy
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, AudioError, from_array
-from utils.decoding.options import Decoder, DecodingOptions
+from utils.decoding.decoder import Decoder
+from utils.decoding.options import DecodingOptions
 from utils.types import Candidate, Transcript
 
 

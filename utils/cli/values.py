@@ -2,57 +2,34 @@
 
 import math
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 
 
-def finite_float(text: str) -> float:
-    """Returns a number."""
-    value = float(text)
-    _require(math.isfinite(value), text, "finite")
-    return value
+def _number(kind: type, rule: str, holds: Callable[[float], bool]) -> Callable[[str], int | float]:
+    """Returns an argparse type: a number of this kind for which the rule holds."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not holds(value):
+            raise ArgumentTypeError(f"{text} must be {rule}")
+        return value
+
+    parse.__name__ = kind.__name__  # which argparse names: "invalid int value"
+    return parse
 
 
-def positive_float(text: str) -> float:
-    """Returns a number above 0."""
-    value = float(text)
-    _require(0 < value < math.inf, text, "above 0 and finite")
-    return value
-
-
-def nonnegative_float(text: str) -> float:
-    """Returns a number of at least 0."""
-    value = float(text)
-    _require(0 <= value < math.inf, text, "at least 0 and finite")
-    return value
-
-
-def share(text: str) -> float:
-    """Returns a number from 0 to below 1."""
-    value = float(text)
-    _require(0 <= value < 1, text, "at least 0 and below 1")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """Returns a whole number of at least 1."""
-    value = int(text)
-    _require(value >= 1, text, "at least 1")
-    return value
-
-
-def nonnegative_int(text: str) -> int:
-    """Returns a whole number of at least 0."""
-    value = int(text)
-    _require(value >= 0, text, "at least 0")
-    return value
+finite_float = _number(float, "finite", math.isfinite)
+positive_float = _number(float, "above 0 and finite", lambda value: 0 < value < math.inf)
+nonnegative_float = _number(float, "at least 0 and finite", lambda value: 0 <= value < math.inf)
+share = _number(float, "at least 0 and below 1", lambda value: 0 <= value < 1)
+positive_int = _number(int, "at least 1", lambda value: value >= 1)
+nonnegative_int = _number(int, "at least 0", lambda value: value >= 0)
+_proportion = _number(float, "a whole number, or a share between 0.0 and 1.0", lambda value: 0 <= value <= 1)
 
 
 def count_or_share(text: str) -> int | float:
     """Returns a count, or a share from 0.0 to 1.0 where the text has a decimal point."""
-    if "." not in text:
-        return nonnegative_int(text)
-    value = float(text)
-    _require(0 <= value <= 1, text, "a whole number, or a share between 0.0 and 1.0")
-    return value
+    return (_proportion if "." in text else nonnegative_int)(text)
 
 
 def steps_or_minutes(text: str) -> str:
@@ -62,8 +39,3 @@ def steps_or_minutes(text: str) -> str:
     except (ValueError, ArgumentTypeError):
         raise ArgumentTypeError(f"{text} must be steps such as 500, or minutes such as 10m") from None
     return text
-
-
-def _require(holds: bool, text: str, rule: str) -> None:
-    if not holds:
-        raise ArgumentTypeError(f"{text} must be {rule}")

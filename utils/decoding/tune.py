@@ -1,35 +1,21 @@
 """Search for the weights of beam search that give the fewest errors on validation sets.
 
 A grid is measured first; then a pattern search (Hooke and Jeeves 1961) goes on around its best point, with half the
-grid's spacing in each round. CTC log-probabilities are computed once and decoded at each point, with a decoder that
-loads the n-gram anew: about half a second per million n-grams of an ARPA file, milliseconds for a KenLM binary. An
-attention model encodes the validation sets once for the grid and once for each step of the pattern search.
+grid's spacing in each round. `models.inference.tuning` measures the errors.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
-
 from utils.cli.values import nonnegative_int
-from utils.decoding.options import LIMITS, Decoder, DecodingOptions
+from utils.decoding.options import LIMITS, DecodingOptions
 from utils.errors import UsageError
-from utils.lm.ngram import decompressed, quiet_stderr
-from utils.metrics import ErrorCounts, count_errors
-from utils.tokenizer import Tokenizer
-from utils.types import Batch
-
-BATCH = 256  # utterances whose log-probabilities are decoded in one call, one thread each
+from utils.metrics import ErrorCounts
 
 Grid = dict[str, list[float]]  # values of each weight, by its name in DecodingOptions
 Point = tuple[float, ...]  # one value per weight
@@ -121,29 +107,6 @@ def build_grid(network, options: DecodingOptions, axes: Iterable[tuple[str, list
     return grid
 
 
-def tune(network, decoder: Decoder, batches: Callable[[], Iterable[Batch]], grid: Grid, rounds: int) -> Tuning:
-    """Returns the errors of a network's beam search on validation sets over the weights in `grid` and around it.
-
-    Args:
-        network: a Recognizer.
-        decoder: its beam search; options that are not in the grid stay.
-        batches: returns the batches of the validation sets, each time that it is called.
-        grid: values of each weight, see `build_grid`.
-        rounds: times that the spacing is halved.
-    """
-    base = decoder.options
-    with ExitStack() as stack:
-        if network.autoregressive:
-            measure = partial(count_attention_errors, network, decoder, batches)
-        else:
-            base = replace(base, lm=stack.enter_context(decompressed(base.lm)))
-            measure = partial(count_ctc_errors, *collect_log_probs(network, batches()), network.tokenizer)
-        greedy, plain = measure([DecodingOptions(), replace(base, lm=None)])
-        surface = pattern_search(lambda points: measure([replace(base, **dict(zip(grid, point, strict=True)))
-                                                         for point in points]), grid, rounds)
-    return Tuning(list(grid), surface, greedy, plain)
-
-
 def pattern_search(measure: Callable[[list[Point]], list[ErrorCounts]], grid: Grid, rounds: int) -> Surface:
     """Measures a grid, then points around the best one with half the spacing, `rounds` times.
 
@@ -184,56 +147,3 @@ def _neighbours(centre: Point, steps: list[float], names: Iterable[str]) -> list
     limits = [LIMITS.get(name, (-math.inf, math.inf)) for name in names]
     return [point for point in dict.fromkeys(points)
             if all(low <= value <= high for value, (low, high) in zip(point, limits, strict=True))]
-
-
-@torch.inference_mode()
-def collect_log_probs(network, batches: Iterable[Batch]) -> tuple[list[str], list[Tensor]]:
-    """Returns the reference and the (T, C) CTC log-probabilities of each utterance, on the CPU."""
-    texts, log_probs = [], []
-    for batch in batches:
-        outputs, lengths = network.ctc_log_probs(_encode(network, batch))
-        texts += batch.texts
-        log_probs += [one[:length].float().cpu().clone()
-                      for one, length in zip(outputs, lengths.tolist(), strict=True)]
-    return texts, log_probs
-
-
-def count_ctc_errors(texts: list[str], log_probs: list[Tensor], tokenizer: Tokenizer,
-                     ways: list[DecodingOptions]) -> list[ErrorCounts]:
-    """Returns the errors of each way of decoding (T, C) CTC log-probabilities, all cores at work."""
-    return [_count_ctc_errors(texts, log_probs, tokenizer, options)
-            for options in tqdm(ways, desc="decoding", unit=" points", leave=False, disable=None)]
-
-
-def _count_ctc_errors(texts: list[str], log_probs: list[Tensor], tokenizer: Tokenizer,
-                      options: DecodingOptions) -> ErrorCounts:
-    order = sorted(range(len(texts)), key=lambda i: len(log_probs[i]))
-    hypotheses = {}
-    with Decoder(options, tokenizer) as decoder:
-        if options.decoder == "beam":
-            with quiet_stderr():  # KenLM draws a bar each time
-                decoder.ctc_beam  # noqa: B018 (loads it)
-        for chunk in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
-            part = [log_probs[i] for i in chunk]
-            found = decoder.search_ctc(pad_sequence(part, batch_first=True), torch.tensor([*map(len, part)]))
-            hypotheses.update({i: best[0].text for i, best in zip(chunk, found, strict=True)})
-    return count_errors(texts, [hypotheses[i] for i in range(len(texts))])
-
-
-@torch.inference_mode()
-def count_attention_errors(network, decoder: Decoder, batches: Callable[[], Iterable[Batch]],
-                           ways: list[DecodingOptions]) -> list[ErrorCounts]:
-    """Returns the errors of each way of decoding an attention model, which encodes every batch once for all."""
-    decoders = [decoder.with_options(options) for options in ways]
-    counts = [ErrorCounts()] * len(ways)
-    for batch in batches():
-        encoding = _encode(network, batch)
-        for i, one in enumerate(decoders):
-            hypotheses = [best[0].text for best in network.search(encoding, one)]
-            counts[i] += count_errors(batch.texts, hypotheses)
-    return counts
-
-
-def _encode(network, batch: Batch) -> NamedTuple:
-    device = next(network.parameters()).device
-    return network.encode(batch.waveforms.to(device), batch.sample_counts.to(device))

@@ -11,37 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.errors import UsageError
-from utils.lm.kneser_ney import BEGIN, FALLBACK_DISCOUNT, UNKNOWN, BackoffModel, Corpus, number_words
-from utils.lm.ngram import ORDERS, SPACE, arpa_lines, open_model, read_words
-from utils.lm.text import find_texts, read_sentences
-from utils.tokenizer import CharTokenizer
+from utils.lm.kneser_ney import FALLBACK_DISCOUNT, BackoffModel, Corpus
+from utils.lm.ngram import SPACE, arpa_lines, open_model, read_words
 
 OUTPUTS = (".arpa", ".arpa.gz")
-
-
-def build(args) -> None:
-    """Writes `args.output` and, where KenLM's programs are installed, its binary and word list next to it.
-
-    Files appear when they are complete. Raises UsageError, LanguageModelError and OSError.
-    """
-    output, tokenizer = args.output, CharTokenizer(alphabet=args.alphabet)
-    if not output.name.endswith(OUTPUTS) or output.is_dir():
-        raise UsageError(f"--output {output}: must be a file that ends in {' or '.join(OUTPUTS)}")
-    if args.order not in ORDERS:
-        raise UsageError(f"--order {args.order}: KenLM reads orders {ORDERS.start} to {ORDERS.stop - 1}")
-    find_texts(args.text)  # refuses a wrong name before the work
-    with staging_folder(output) as folder:
-        sentences = tqdm(read_sentences(args.text, tokenizer), desc="reading", unit=" sentences", disable=None)
-        corpus = number_words(split_units(sentences, args.unit))
-        words = check_text(args, corpus, tokenizer)
-        model = estimate(corpus, args.order, args.prune)
-        model.write(folder / "model.arpa")
-        install(folder / "model.arpa", output)
-    print(f"{output}: {corpus.counts[BEGIN]:,} sentences, {words.total():,} {args.unit}s, {len(words):,} different")
-    print(summary(model.sizes, output))
 
 
 @contextmanager
@@ -60,26 +34,6 @@ def split_units(sentences: Iterable[str], unit: str) -> Iterator[list[str]]:
     """Yields the units of each sentence: its words, or its characters with `<space>`."""
     for sentence in sentences:
         yield sentence.split() if unit == "word" else [SPACE if char == " " else char for char in sentence]
-
-
-def check_text(args, corpus: Corpus, tokenizer: CharTokenizer) -> Counter:
-    """Returns how often each unit occurs, and reports what the alphabet lacks.
-
-    Raises UsageError where that is most of the text, or there is no text.
-    """
-    name, counts = " ".join(args.text), Counter(dict(zip(corpus.words, corpus.counts.tolist(), strict=True)))
-    for symbol in corpus.words[: UNKNOWN + 1]:
-        del counts[symbol]
-    if not counts:
-        raise UsageError(f"--text {name}: not one sentence in it")
-    foreign = Counter({unit: count for unit, count in counts.items() if unit != SPACE and tokenizer.unknown(unit)})
-    often = " ".join(unit for unit, _ in foreign.most_common(5))
-    kinds = f"{len(foreign):,} of {len(counts):,} different {args.unit}s"
-    if len(foreign) * 2 > len(counts):
-        raise UsageError(f"--text {name}: {kinds} are outside the alphabet ({often}): give --alphabet")
-    if foreign:
-        print(f"{kinds} are outside the alphabet, {foreign.total():,} in the text: {often}", file=sys.stderr)
-    return counts
 
 
 def estimate(corpus: Corpus, order: int, threshold: float) -> BackoffModel:
