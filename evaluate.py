@@ -33,6 +33,7 @@ from models import Recognizer
 from models.inference.tuning import tune_decoding
 from utils.audio import SAMPLE_RATE
 from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
+from utils.checkpoint.reading import network_weights
 from utils.cli.config import parse_with_config
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.cli.values import nonnegative_int, positive_int
@@ -41,7 +42,7 @@ from utils.decoding.options import DecodingOptions
 from utils.decoding.tune import TuningOptions, build_grid
 from utils.errors import UsageError, one_line_errors
 from utils.files.atomic import atomic_write
-from utils.process import git_revision
+from utils.process import find_device, git_revision
 from utils.report.html import build_html, illustrate
 from utils.report.report import Result, build_outcomes, report_files, short_names, table, worst_utterances
 from utils.report.tuning import summarize, write_tuning
@@ -116,11 +117,7 @@ def decoding_options(args: argparse.Namespace) -> dict[str, DecodingOptions]:
 
 def load_networks(args: argparse.Namespace) -> dict[str, tuple[list[str], Recognizer]]:
     """Returns paths of weights and the network on the device, by short name. Raises UsageError or CheckpointError."""
-    try:
-        device = torch.device(args.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    device = find_device(args.device)
     loaded = {name: load_network(path, args.average, device) for name, path in short_names(args.checkpoint).items()}
     if len({network.tokenizer.characters for _, network in loaded.values()}) > 1:
         raise UsageError("--checkpoint: the networks have different alphabets, so they cannot be compared on the same "
@@ -135,8 +132,7 @@ def load_network(path: str, average: int, device: torch.device) -> tuple[list[st
         return [str(target) if target.is_file() else path], Recognizer.from_checkpoint(path, device)
     best = best_checkpoints(Path(path).parent, average)
     network, weights = Recognizer.from_checkpoint(best[0], device), average_checkpoints(best)
-    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()
-                             if name.startswith("network.")})
+    network.load_state_dict(network_weights({"state_dict": weights}))
     print(f"weights: mean of {', '.join(map(str, best))}")
     return [str(one) for one in best], network
 
