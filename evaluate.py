@@ -33,7 +33,7 @@ from models import Recognizer
 from models.inference.tuning import tune_decoding
 from utils.audio import SAMPLE_RATE
 from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
-from utils.checkpoint.reading import network_weights
+from utils.checkpoint.reading import network_weights, original_of
 from utils.cli.config import parse_with_config
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.cli.values import nonnegative_int, positive_int
@@ -42,7 +42,7 @@ from utils.decoding.options import DecodingOptions
 from utils.decoding.tune import TuningOptions, build_grid
 from utils.errors import UsageError, one_line_errors
 from utils.files.atomic import atomic_write
-from utils.process import find_device, git_revision
+from utils.process import draw_to_files, find_device, git_revision
 from utils.report.html import build_html, illustrate
 from utils.report.report import Result, build_outcomes, report_files, short_names, table, worst_utterances
 from utils.report.tuning import summarize, write_tuning
@@ -128,8 +128,7 @@ def load_networks(args: argparse.Namespace) -> dict[str, tuple[list[str], Recogn
 def load_network(path: str, average: int, device: torch.device) -> tuple[list[str], Recognizer]:
     """Returns a checkpoint's network, or the mean of the best ones in its folder. Raises CheckpointError."""
     if average == 1:
-        target = Path(path).with_name(Path(path).resolve().name)  # best.ckpt is a link to another name in its folder
-        return [str(target) if target.is_file() else path], Recognizer.from_checkpoint(path, device)
+        return [str(original_of(path))], Recognizer.from_checkpoint(path, device)
     best = best_checkpoints(Path(path).parent, average)
     network, weights = Recognizer.from_checkpoint(best[0], device), average_checkpoints(best)
     network.load_state_dict(network_weights({"state_dict": weights}))
@@ -253,6 +252,7 @@ def prepare_outputs(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluates or tunes; leaves with status 2 and one line where something that was given is wrong."""
+    draw_to_files()
     with (one_line_errors("evaluate.py", less_memory="a smaller --batch_seconds or --batch_size needs less"),
           ExitStack() as stack):
         args = parse_arguments(argv)

@@ -19,9 +19,17 @@ from models.optim import OptimizerConfig
 from utils.cli.config import parse_with_config, peek, read_yaml
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.errors import UsageError, one_line_errors
-from utils.process import end_children, is_first_process, keep_few_kernels, keep_large_blocks, quiet_packages
+from utils.process import (
+    draw_to_files,
+    end_children,
+    is_first_process,
+    keep_few_kernels,
+    keep_large_blocks,
+    quiet_packages,
+)
 from utils.tokenizer import learn_vocabulary
 from utils.training.flags import VOCAB_SIZE, add_run_flags
+from utils.training.launch import Devices, choose_devices, forget_other_launchers
 
 PROJECT = "speech-recognition"
 DEFAULT_MODEL = "deepspeech2"
@@ -102,6 +110,8 @@ def train(args: argparse.Namespace) -> tuple:
 
     Returns the trainer and the test sets' ErrorCounts by name (empty where nothing was tested).
     """
+    devices = choose_devices(args.gpus, args.cpu_processes, args.nodes)
+    forget_other_launchers(devices)
     import lightning
 
     from data.datamodule import LibriSpeechDataModule
@@ -121,24 +131,21 @@ def train(args: argparse.Namespace) -> tuple:
             output_frames=network.output_frames, overfit=bool(args.overfit_batches))
         data.prepare_data()  # while no process waits for another one, which it would do for half an hour at most
         module = SpeechModule(network, OptimizerConfig(**pick_arguments(OptimizerConfig, args)), seed=args.seed)
-        return fit_and_test(args, module, data, checkpoint)
+        return fit_and_test(args, devices, module, data, checkpoint)
 
 
-def fit_and_test(args: argparse.Namespace, module, data, checkpoint: str | None) -> tuple:
+def fit_and_test(args: argparse.Namespace, devices: Devices, module, data, checkpoint: str | None) -> tuple:
     """Fits and tests a module, going on from a checkpoint if there is one. Returns the trainer and the ErrorCounts."""
-    from utils.training.checkpointing import Interrupted
-    from utils.training.folder import write_config
     from utils.training.loggers import build_logger, close_logger
     from utils.training.resuming import explain
+    from utils.training.signals import Interrupted
     from utils.training.trainer import build_trainer
 
     output = Path(args.output_dir)
     logger = None if args.fast_dev_run else build_logger(
         args.logger, output_dir=output, project=PROJECT, name=output.name, resumed=checkpoint is not None)
     try:
-        trainer = build_trainer(args, logger)
-        if trainer.is_global_zero:
-            write_config(args, logger)
+        trainer = build_trainer(args, devices, logger)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return trainer, test(args, trainer, module, data)
     except Interrupted as interruption:
@@ -157,11 +164,10 @@ def test(args: argparse.Namespace, trainer, module, data) -> dict:
 
     if args.fast_dev_run or trainer.interrupted:
         return {}
-    best = trainer.checkpoint_callback.best_model_path
-    if args.average_last:
-        best = average_last(trainer, module, data) or best
+    best = average_last(trainer, module, data) if args.average_last else None
     if not args.test_sets:
         return {}
+    best = best or str(trainer.checkpoint_callback.best)
     trainer.test(module, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         write_results(args.output_dir, module.results, best)
@@ -174,6 +180,7 @@ def prepare_process() -> None:
 
     keep_large_blocks()
     keep_few_kernels()
+    draw_to_files()
     path = Path(__file__).with_name(".env")
     try:
         load_dotenv(path, encoding="utf-8-sig")

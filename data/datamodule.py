@@ -116,11 +116,18 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         Lightning is told to ask again.
         """
         self._train_loader = self._loader(self._training_utterances(), training=True)
+        self._refuse_less_than_a_batch()
         if self._resumed:
             past = self.trainer.current_epoch > self._resumed.epoch
             self._train_loader.batch_sampler.set_epoch(max(self._resumed.epoch, self.trainer.current_epoch))
             self.trainer.reload_dataloaders_every_n_epochs = int(not past and self.batches_per_epoch is not None)
         return self._train_loader
+
+    def _refuse_less_than_a_batch(self) -> None:
+        limit, batches = self.trainer.limit_train_batches if self.trainer else 1.0, len(self._train_loader)
+        if isinstance(limit, float) and limit * batches < 1:
+            flag = "--overfit_batches" if self.overfit else "--limit_train_batches"
+            raise DataError(f"{flag} {limit} of {batches} batches is less than one")
 
     def val_dataloader(self) -> list[SpeechLoader]:
         """Returns one loader per validation set, sorted by duration, no utterance twice."""
@@ -192,7 +199,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     def _state(self) -> EpochState:
         """Returns this run's state before its first epoch."""
-        lines = (f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances())
+        slowest = min(self.options.speed_perturb, default=1.0)
+        lines = (f"{utterance.id} {utterance.seconds / slowest}" for utterance in self._training_utterances())
         fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         return EpochState(0, [], self._batch_config(), self.options.seed, fingerprint)
 

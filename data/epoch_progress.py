@@ -94,7 +94,7 @@ class EpochState(NamedTuple):
     segments: list[EpochSegment]  # of the epoch under way; none between epochs
     config: BatchConfig
     seed: int
-    utterances: str  # fingerprint of the training utterances
+    utterances: str  # fingerprint of the training utterances and their longest durations
 
     @classmethod
     def load(cls, state: dict) -> "EpochState":
@@ -120,7 +120,8 @@ class EpochState(NamedTuple):
             raise DataError(f"the checkpoint stands within an epoch that --seed {self.seed} shuffled, not "
                             f"--seed {now.seed}: give that one, {remedy}")
         if self.utterances != now.utterances:
-            raise DataError(f"the checkpoint stands within an epoch of other training utterances: give those, {remedy}")
+            raise DataError("the checkpoint stands within an epoch of other training utterances, or of another slowest "
+                            f"--speed_perturb: give those, {remedy}")
         if self.config != now.config and cut_short:
             raise DataError("within an epoch that --limit_train_batches or --overfit_batches cuts short, a run goes on "
                             f"with its own --batch_size, --batch_seconds and processes only: give those, {remedy}")

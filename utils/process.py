@@ -50,6 +50,14 @@ def return_free_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def draw_to_files() -> None:
+    """Makes matplotlib draw to files, whatever MPLBACKEND a notebook or another program has left.
+
+    Must come before Lightning is imported: it imports matplotlib, which raises for a backend that is not there.
+    """
+    os.environ["MPLBACKEND"] = "agg"
+
+
 def quiet_packages() -> None:
     """Hides what packages say about themselves; warnings about the user's run stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):

@@ -1,5 +1,6 @@
 """Checkpoints on disk: read safely, and found in a run's folder."""
 
+import filecmp
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from utils.checkpoint.untrusted import SUFFIX, ValidationError, check_network, load_saved, load_shared
 from utils.errors import UserError, printable
 
+BEST = "best.ckpt"  # a run's checkpoint with the lowest val WER
 PREFIX = "network."  # of the network's weights in a checkpoint
 
 
@@ -57,8 +59,6 @@ def newest_checkpoint(folder) -> Path:
     """
     found = []
     for path in sorted(Path(folder).glob("*.ckpt")):
-        if path.is_symlink():
-            continue
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointError as error:
@@ -69,6 +69,14 @@ def newest_checkpoint(folder) -> Path:
     if not found:
         raise CheckpointError(folder, "no checkpoint to resume from; leave --checkpoint_path out to start anew")
     return max(found)[2]
+
+
+def original_of(path) -> Path:
+    """Returns the checkpoint next to `best.ckpt` that it is a link to or a copy of; any other path as it is."""
+    path = Path(path)
+    others = sorted(path.parent.glob("*.ckpt")) if path.name == BEST and path.is_file() else []
+    others = [other for other in others if other.name != BEST and other.is_file()]
+    return next((other for other in others if filecmp.cmp(path, other, shallow=False)), path)
 
 
 def _read_shared(path: Path) -> dict:

@@ -32,6 +32,13 @@ def count_or_share(text: str) -> int | float:
     return (_proportion if "." in text else nonnegative_int)(text)
 
 
+def positive_count_or_share(text: str) -> int | float:
+    """Returns a count of at least 1, or a share above 0.0 where the text has a decimal point."""
+    value = count_or_share(text)
+    _require(value > 0, text, "above 0")
+    return value
+
+
 def steps_or_minutes(text: str) -> str:
     """Returns the text, a count of steps such as 500, or of minutes such as 10m."""
     try:

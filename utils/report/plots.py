@@ -46,25 +46,28 @@ def _warn_once(reason: str) -> None:
 
 
 def diagnostic_images(network, batch: Batch, *, titles: bool = True, **options) -> dict[str, bytes]:
-    """Returns one image per kind of the network's diagnostics: attention of all utterances, posteriors of the first.
+    """Returns the images of `diagnostic_figures`, without those that cannot be drawn; `options` are of `render`."""
+    images = {kind: render(draw, **options) for kind, draw in diagnostic_figures(network, batch, titles=titles).items()}
+    return {kind: image for kind, image in images.items() if image is not None}
 
-    `options` are those of `render`; a figure that cannot be drawn is missing.
+
+def diagnostic_figures(network, batch: Batch, *, titles: bool = True) -> dict[str, Callable]:
+    """Returns what draws a figure per kind of the network's diagnostics, from its present weights.
+
+    Attention is drawn of all utterances, posteriors of the first.
     """
-    images = {}
+    figures = {}
     for kind, values in network.diagnostics(batch).items():
         if kind == "attention":
             pieces = [[network.tokenizer.labels[token] for token in tokens[:count]]
                       for tokens, count in zip(batch.tokens.tolist(), batch.token_counts.tolist(), strict=True)]
-            image = render(partial(attention_figure, values, batch.texts, pieces, titles=titles), **options)
+            figures[kind] = partial(attention_figure, values, batch.texts, pieces, titles=titles)
         else:
             features, lengths = network.features(batch.waveforms[:1], batch.sample_counts[:1])
-            features, log_probs = features[0, : lengths[0]].cpu(), values[0].cpu()
             title = f"{batch.ids[0]}: {batch.texts[0]}" if titles else ""
-            labels = ["blank", *network.tokenizer.labels[1:]]
-            image = render(lambda drawn=(features, log_probs, labels, title): posterior_figure(*drawn), **options)
-        if image is not None:
-            images[kind] = image
-    return images
+            figures[kind] = partial(posterior_figure, features[0, : lengths[0]].cpu(), values[0].cpu(),
+                                    ["blank", *network.tokenizer.labels[1:]], title)
+    return figures
 
 
 def posterior_figure(features: Tensor, log_probs: Tensor, labels: list[str], title: str):

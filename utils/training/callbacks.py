@@ -1,34 +1,45 @@
-"""What happens beside the training steps: throughput, samples, the run's history, skipped files."""
+"""What a run records: throughput, an epoch's metrics, files that were skipped; and when it has learnt enough."""
 
+import argparse
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from utils.files.atomic import atomic_write
-from utils.report.plots import diagnostic_images
-from utils.training.loggers import log_image, log_table
-from utils.types import Batch
+from utils.training.folder import write_config
+
+
+class RunConfig(Callback):
+    """Writes the flags of the run, as they apply, to `config.yaml` and to the logger."""
+
+    def __init__(self, flags: argparse.Namespace):
+        self.flags = flags
+
+    def on_train_start(self, trainer, module) -> None:
+        """Writes them once the run goes: one that is refused leaves the file of the run before."""
+        if trainer.is_global_zero:
+            write_config(self.flags, trainer.logger)
 
 
 class Throughput(Callback):
-    """Logs seconds of audio trained on a second, the share of padding, and the share of time that data was waited for.
+    """Logs seconds of audio per second of training, and the shares of padding and of time spent waiting for data.
 
-    The device is not asked: the batch is looked at before it leaves the CPU. Time between steps is
-    counted; evaluation is not.
+    The device is not asked: the batch is measured before it leaves the CPU. Time between steps is counted, evaluation
+    is not.
     """
 
     def on_train_epoch_start(self, trainer, module) -> None:
-        """The clock starts anew."""
+        """Starts the clock anew."""
         self._started, self._audio, self._padded = time.perf_counter(), 0.0, 0.0
         self._waited = trainer.datamodule.seconds_waited
 
     on_train_start = on_train_epoch_start  # an epoch that is resumed has no start
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        """Adds one batch, all processes taken to be alike."""
+        """Adds one batch, as if those of all processes were alike."""
         audio, padded = module.batch_seconds
         self._audio += audio * trainer.world_size
         self._padded += padded * trainer.world_size
@@ -42,28 +53,36 @@ class Throughput(Callback):
 
 
 class History(Callback):
-    """One JSON line an epoch in `history.jsonl`: every metric, the learning rate, the seconds of training so far."""
+    """Appends one JSON line per epoch to `history.jsonl`: metrics, learning rate, seconds of training so far."""
 
     def __init__(self, path: Path):
         self.path = path
         self._started = time.perf_counter()
 
     def on_train_start(self, trainer, module) -> None:
-        """A resumed run goes on in the same file, without the epochs that it repeats."""
+        """Goes on in the same file after a resumption, without the epochs that are repeated."""
         if trainer.is_global_zero and self.path.is_file():
-            kept = [line for line in self.path.read_text().splitlines() if _is_before(line, trainer.current_epoch)]
-            atomic_write(self.path, "".join(f"{line}\n" for line in kept))
+            kept = [row for row in self.rows() if row["epoch"] < trainer.current_epoch]
+            atomic_write(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
+
+    def rows(self) -> list[dict]:
+        """Returns the rows so far, without one that a kill cut off."""
+        rows = []
+        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def state_dict(self) -> dict:
-        """For the clock of the run that goes on."""
+        """Returns the clock for the run that goes on."""
         return {"seconds": time.perf_counter() - self._started}
 
     def load_state_dict(self, state: dict) -> None:
-        """The clock goes on."""
+        """Lets the clock go on."""
         self._started = time.perf_counter() - state["seconds"]
 
     def on_train_epoch_end(self, trainer, module) -> None:
-        """Runs after validation, with all of the epoch's metrics there."""
+        """Writes and prints the epoch's metrics, which are complete after validation."""
         if not trainer.is_global_zero:
             return
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
@@ -78,64 +97,57 @@ class History(Callback):
                   f"CER {100 * metrics['val/cer']:.2f} %", flush=True)
 
 
-def _is_before(line: str, epoch: int) -> bool:
-    """Whether a line of the history is whole and of an earlier epoch."""
-    try:
-        return json.loads(line)["epoch"] < epoch
-    except ValueError:  # cut off by a kill
-        return False
+class EarlyStop(Callback):
+    """Ends training once the val WER has not become lower for `patience` epochs.
 
+    It reads the history, which stays with the run's folder: what a checkpoint holds of another folder's run, of other
+    validation sets or of another patience plays no part.
+    """
 
-class Samples(Callback):
-    """Shows a few fixed dev utterances each epoch: texts in a table, and the network's views of them as figures."""
+    def __init__(self, history: History, patience: int):
+        self.history, self.patience = history, patience
+        self.ended_with = 0  # the patience that ended the run
 
-    def __init__(self, folder: Path, count: int = 6):
-        self.folder, self.count = folder, count
+    def state_dict(self) -> dict:
+        """Returns whether the run has ended so."""
+        return {"ended_with": self.ended_with}
 
-    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        """The dev loader is sorted by duration, so its middle batch holds the same ordinary utterances always."""
-        middle = batch_idx == trainer.num_val_batches[0] // 2
-        if dataloader_idx == 0 and middle and not trainer.sanity_checking and trainer.is_global_zero:
-            self._shown = batch, outputs
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes over whether the run had ended so."""
+        self.ended_with = state_dict["ended_with"]
 
-    def on_validation_epoch_end(self, trainer, module) -> None:
-        """Writes `samples.txt`, one PNG a kind of view, and the same to the logger."""
-        if not trainer.is_global_zero or trainer.sanity_checking:
-            return
-        batch, hypotheses = self._shown
-        batch = Batch(*(part[: self.count] for part in batch))
-        rows = [list(row) for row in zip(batch.ids, batch.texts, hypotheses, strict=False)]
-        log_table(trainer.logger, "samples", ["id", "reference", "hypothesis"], rows, trainer.global_step)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [f"{name}\n  reference   {reference}\n  hypothesis  {text}" for name, reference, text in rows]
-        atomic_write(self.folder / "samples.txt", f"epoch {trainer.current_epoch}\n" + "\n".join(lines) + "\n")
-        with torch.no_grad():
-            images = diagnostic_images(module.network, batch, dpi=80)
-        for kind, image in images.items():
-            atomic_write(self.folder / f"{kind}.png", image)
-            log_image(trainer.logger, kind, image, trainer.global_step)
+    def on_train_start(self, trainer, module) -> None:
+        """Lets a run that had ended so train on with another patience only."""
+        if self.ended_with == self.patience:
+            self.on_train_epoch_end(trainer, module)
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        """Tells all processes to stop, or none."""
+        decision = trainer.is_global_zero and self._is_over(trainer)
+        if trainer.strategy.reduce_boolean_decision(decision, all=False):
+            trainer.should_stop, self.ended_with = True, self.patience
+
+    def _is_over(self, trainer) -> bool:
+        measured = {f"{name}/wer" for name in [*trainer.datamodule.val_sets, "val"]}
+        rows = self.history.rows()
+        rates = [row["val/wer"] for row in rows if {name for name in row if name.endswith("/wer")} == measured]
+        over = bool(rates) and len(rates) - 1 - rates.index(min(rates)) >= self.patience
+        if over:
+            print(f"no lower val WER for {self.patience} epochs: training ends", flush=True)
+        return over
 
 
 class SkippedFiles(Callback):
-    """Counts the files that --skip_bad_audio left out, and names each once."""
+    """Names each file that --skip_bad_audio left out, once."""
 
     def __init__(self):
-        self.paths: dict[str, int] = {}
+        self.paths: set[str] = set()
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        """Training batches."""
-        self._note(batch)
-
-    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
-        """Dev batches."""
-        self._note(batch)
-
-    def on_test_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
-        """Test batches."""
-        self._note(batch)
-
-    def _note(self, batch) -> None:
+    def on_train_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
+        """Names those of a batch."""
         for path in batch.skipped:
             if path not in self.paths:
                 print(f"skipped, cannot be read: {path}", flush=True)
-            self.paths[path] = self.paths.get(path, 0) + 1
+                self.paths.add(path)
+
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start

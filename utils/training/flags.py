@@ -7,6 +7,7 @@ from utils.cli.values import (
     count_or_share,
     nonnegative_float,
     nonnegative_int,
+    positive_count_or_share,
     positive_int,
     share,
     steps_or_minutes,
@@ -51,7 +52,8 @@ def _add_training_flags(group) -> None:
                        help="moving average of the weights, for evaluation and checkpoints; 0 for none")
     group.add_argument("--average_last", type=nonnegative_int, default=0, metavar="N",
                        help="at the end, the mean of the last N epochs' weights becomes best.ckpt if its val WER is")
-    group.add_argument("--limit_train_batches", type=count_or_share, default=1.0, help="count, or share with a point")
+    group.add_argument("--limit_train_batches", type=positive_count_or_share, default=1.0,
+                       help="count, or share with a point")
     group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on this many")
     group.add_argument("--early_stop_patience", type=nonnegative_int, default=0,
                        help="epochs without a better val WER; 0 for never")

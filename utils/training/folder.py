@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,13 @@ from utils.metrics import ErrorCounts
 from utils.process import git_revision, is_first_process
 
 
+def is_own(checkpoint_path: str | None, folder: Path) -> bool:
+    """Returns whether `--checkpoint_path` means a checkpoint of the run whose checkpoints lie in `folder`."""
+    if not checkpoint_path or checkpoint_path == "auto":
+        return checkpoint_path == "auto"
+    return Path(checkpoint_path).resolve().parent == folder.resolve()
+
+
 @contextmanager
 def output_folder(args: argparse.Namespace) -> Iterator[None]:
     """Holds the run's folder, in which two runs would mix their checkpoints. Raises UsageError."""
@@ -23,7 +31,7 @@ def output_folder(args: argparse.Namespace) -> Iterator[None]:
         return
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if not args.checkpoint_path and any(folder.glob("checkpoints/*.ckpt")):
+    if any(folder.glob("checkpoints/*.ckpt")) and not is_own(args.checkpoint_path, folder / "checkpoints"):
         raise UsageError(f"{folder} holds the checkpoints of an earlier run: go on with it by "
                          "--checkpoint_path auto, or choose another --output_dir, or delete it")
     try:
@@ -41,17 +49,17 @@ def write_config(args: argparse.Namespace, logger) -> None:
     `--config` reads the file; a flag without a value is null in it.
     """
     values = {name: value for name, value in vars(args).items() if name != "config"}
+    content = f"# code {git_revision()}\n" + yaml.safe_dump(values, allow_unicode=True, sort_keys=True)
+    atomic_write(Path(args.output_dir, "config.yaml"), content)
     if logger is not None:
         logger.log_hyperparams({**values, "git_revision": git_revision()})
-    if not args.fast_dev_run:
-        content = f"# code {git_revision()}\n" + yaml.safe_dump(values, allow_unicode=True, sort_keys=True)
-        atomic_write(Path(args.output_dir, "config.yaml"), content)
 
 
 def write_results(folder, results: Mapping[str, ErrorCounts], checkpoint: str) -> None:
     """Prints a table of the test sets' error rates and writes `results.json`."""
+    relative = os.path.relpath(checkpoint, folder)  # so that the folder can be moved
     rows = {split: {"wer": counts.wer, "cer": counts.cer, "errors": counts.word_errors, "words": counts.words,
-                    "utterances": counts.utterances, "checkpoint": checkpoint}
+                    "utterances": counts.utterances, "checkpoint": relative}
             for split, counts in results.items()}
     print(f"\n{'test set':24}{'WER %':>8}{'CER %':>8}{'errors':>9}{'words':>9}{'utterances':>12}")
     for split, row in rows.items():

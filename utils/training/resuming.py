@@ -5,23 +5,63 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint.reading import newest_checkpoint, read_resumable
+from utils.checkpoint.reading import CheckpointError, newest_checkpoint, read_resumable
 from utils.errors import UsageError, UserError, is_out_of_memory
+from utils.process import is_first_process
+from utils.training.folder import is_own
 
 
 def resume_from(args: argparse.Namespace) -> tuple[str | None, dict]:
     """Returns the checkpoint to go on from and the options of its network; None and {} for a run that begins.
 
-    Raises CheckpointError.
+    Raises CheckpointError, and UsageError where the flags do not go on from it.
     """
     if not args.checkpoint_path:
         return None, {}
     folder, auto = Path(args.output_dir, "checkpoints"), args.checkpoint_path == "auto"
     if auto and not any(folder.glob("*.ckpt")):
-        print(f"{folder}: no checkpoint yet, so this run begins anew")
+        _say(f"{folder}: no checkpoint yet, so this run begins anew")
         return None, {}
     path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
-    return str(path), read_resumable(path)["recognizer"]
+    checkpoint = read_resumable(path)
+    check_optimizer(args, path, checkpoint)
+    check_epochs(args, path, checkpoint, own=is_own(args.checkpoint_path, folder))
+    return str(path), checkpoint["recognizer"]
+
+
+def check_optimizer(args: argparse.Namespace, path: Path, checkpoint: dict) -> None:
+    """Raises UsageError for another optimiser than the one whose state the checkpoint holds."""
+    before = checkpoint.get("optimizer")
+    if before != args.optimizer:
+        raise UsageError(f"--optimizer was {before!r}, is {args.optimizer!r}: {path} holds the state of the first")
+    if "current_model_state" in checkpoint and not args.ema_decay:
+        _say(f"{path}: training goes on from the moving average of the weights; without --ema_decay no other is kept")
+
+
+def check_epochs(args: argparse.Namespace, path: Path, checkpoint: dict, *, own: bool) -> None:
+    """Raises UsageError where a run of so many epochs would not go on from the checkpoint; `own` are the run's own.
+
+    A finished run that is started again says so, and is tested again.
+    """
+    try:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        done, begun = int(progress["processed"]), int(progress["started"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(path, "does not say how far its run had come, so that none can go on from it") from None
+    if begun > args.epochs:
+        place = "after" if begun == done else "in"
+        raise UsageError(f"--epochs {args.epochs}: {path} stands {place} epoch {begun} already; give more to go on "
+                         "from it")
+    if done == args.epochs and not own:
+        raise UsageError(f"--epochs {args.epochs}: {path} has trained as many, so that nothing would be trained here; "
+                         "--epochs counts those of the checkpoint")
+    if done == args.epochs:
+        _say(f"{path}: all {done} epochs are trained")
+
+
+def _say(text: str) -> None:
+    if is_first_process():
+        print(text, flush=True)
 
 
 def check_same_network(args: argparse.Namespace, path: str, saved: dict, network) -> None:
