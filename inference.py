@@ -33,7 +33,7 @@ from utils.types import Transcript
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every flag."""
+    """Returns the parser of every flag."""
     parser = OneLineParser(prog="inference.py", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="a checkpoint that train.py wrote")
     parser.add_argument("--audio", nargs="+", default=[], help="files, folders, patterns, or - for standard input")

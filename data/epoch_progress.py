@@ -44,12 +44,12 @@ class EpochProgress:
 
     @property
     def epoch(self) -> int:
-        """The chosen epoch."""
+        """Returns the chosen epoch."""
         return self.batches.epoch
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of this process in a whole epoch."""
+        """Returns the batches of this process in a whole epoch."""
         return len(self.batches)
 
     @property

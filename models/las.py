@@ -30,6 +30,7 @@ from utils.decoding.beam_search import Hypothesis, WeightedScorers, beam_search
 from utils.decoding.decoder import Decoder
 from utils.decoding.options import DecodingOptions
 from utils.decoding.scorers import CTCPrefixScorer
+from utils.errors import UsageError
 from utils.lm.ngram import NGram
 from utils.lm.scorer import NGramScorer
 from utils.types import Batch, Candidate, Word
@@ -160,8 +161,11 @@ class LAS(Recognizer, name="las"):
         """Returns the n best texts by log P(y|x) / |y|^length_power + alpha log P_LM(y) (section 3.4).
 
         That is `lm_fusion` rescore. With shallow, alpha log P_LM(y) is part of the search and divided as well.
+        Raises UsageError for hot words, which would do nothing.
         """
         options, lm = decoder.options, decoder.ngram
+        if options.hotwords:
+            raise UsageError("--hotwords: only CTC networks are searched with them, not a las network")
         rescored = lm is not None and options.lm_fusion == "rescore"
         wide = replace(options, nbest=options.beam_size) if options.nbest > 1 or rescored else options
         results = []

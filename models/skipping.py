@@ -44,7 +44,7 @@ class SkipNonFinite:
     """Leaves weights and optimiser as they are where a gradient is not finite, and says which utterances gave it.
 
     On a CPU the gradient's norm is known at once. On a GPU it is known when the GPU comes to it, for which a host that
-    asked would wait at every step. So there every step copies the weights and the optimiser's state (0.1 to 0.5 ms),
+    asked would wait at every step. So there every step copies the weights and the optimiser's state,
     the GPU chooses between old and new by itself, and the host looks at the norms of many steps together; it waits at
     the first step only, and for an optimiser that keeps its state on the CPU.
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, tiny_network
+from conftest import SPEECH, TINY, tiny_network
 from test_contracts import make_batch, speech
 
 from models import Recognizer
@@ -11,9 +11,11 @@ from models.components.attention import ATTENTIONS, soft_diagonal
 from models.fast_speller import fast_forward
 from models.listener import PyramidalLayer
 from models.speller import SpellerScorer, sample
+from utils.audio import load_audio
 from utils.decoding.beam_search import beam_search
 from utils.decoding.decoder import Decoder
 from utils.decoding.options import DecodingOptions
+from utils.errors import UsageError
 
 
 def las(**options) -> Recognizer:
@@ -231,3 +233,12 @@ def test_text_longer_than_ctc_can_spell_is_aligned_by_attention():
         words, = network.align(encoding, [text])
     assert [word.word for word in words] == text.split()
     assert all(0 <= word.start <= word.end <= 0.4 for word in words)
+
+
+def test_hot_words_are_refused():
+    """They would do nothing: the attention search knows none."""
+    network = tiny_network("las").eval()
+    decoder = Decoder(DecodingOptions(decoder="beam", hotwords=["tea"]), network.tokenizer)
+    waveform = load_audio(SPEECH[0])[None]
+    with pytest.raises(UsageError, match="--hotwords: only CTC networks"):
+        network.search(network.encode(waveform, torch.tensor([waveform.shape[1]])), decoder)

@@ -6,6 +6,8 @@ gains little more (`benchmarks/mingru.py --compile`). Only the projections k and
 kept for the backward pass, which computes the gates again.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,7 +79,7 @@ class TiledScan(torch.autograd.Function):
         return grad_kv, None
 
 
-def tiles(kv: Tensor, lengths: Tensor | None, *, from_end: bool):
+def tiles(kv: Tensor, lengths: Tensor | None, *, from_end: bool) -> Iterator[tuple[int, int, Tensor | None]]:
     """Yields begin, end and a (B, end - begin, 1) mask of valid frames, 1 or 0; None where all are valid.
 
     On a GPU, where launches cost more than memory, one tile is the whole sequence.

@@ -35,7 +35,8 @@ def count_or_share(text: str) -> int | float:
 def positive_count_or_share(text: str) -> int | float:
     """Returns a count of at least 1, or a share above 0.0 where the text has a decimal point."""
     value = count_or_share(text)
-    _require(value > 0, text, "above 0")
+    if not value > 0:
+        raise ArgumentTypeError(f"{text} must be above 0")
     return value
 
 

@@ -3,6 +3,9 @@
 The n-grams of each order are the rows of a table, sorted by history and word. A row refers to two rows of the table
 below: its history, which is its words but the last, and its suffix, its words but the first. So one pass over an
 array does for all n-grams what the papers state for one.
+
+The library for this, kaldingram 0.1, holds n-grams as Python objects: 1.3 GB for a million words of text, where arrays
+take 0.1, so that a text of 15 million words does not fit. KenLM's own `lmplz` comes with no package.
 """
 
 from array import array

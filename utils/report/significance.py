@@ -32,12 +32,12 @@ class Comparison(NamedTuple):
 
     @property
     def p_text(self) -> str:
-        """The p-value for people to read, never 0."""
+        """Returns the p-value for people to read, never 0."""
         return "< 0.001" if self.p_value < 0.001 else f"{self.p_value:.3f}"
 
     @property
     def verdict(self) -> str:
-        """The conclusion at the level of the interval."""
+        """Returns the conclusion at the level of the interval."""
         if self.p_value >= 1 - LEVEL:
             return "no significant difference"
         return "significantly better" if self.difference < 0 else "significantly worse"

@@ -78,7 +78,7 @@ class BestCheckpoints(ScoredCheckpoints):
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the lowest val WER. Raises UsageError where the folder has none any more."""
+        """Returns the checkpoint with the lowest val WER. Raises UsageError where the folder has none any more."""
         path = Path(self.best_model_path or Path(self.dirpath, BEST))
         if not path.is_file():
             raise UsageError(f"{self.dirpath} holds no checkpoint whose val WER is known: train more --epochs")
