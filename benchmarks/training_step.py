@@ -93,8 +93,8 @@ def measure(options: dict, *, device: torch.device, budget: float, steps: int) -
     torch.manual_seed(0)
     changed = [f"--{name}={options[name]}" for name in ("time_stride", "rnn_type") if name in options]
     changed += ["--compile"] if options.get("compile") else []
-    network = build_network(parse_arguments(["--config", str(CONFIGS / f"{options['config']}.yaml"), *changed]))
-    network = network.train().to(device)
+    args = parse_arguments(["--config", str(CONFIGS / f"{options['config']}.yaml"), *changed])
+    network = build_network(args, saved={}).train().to(device)
     if options.get("channels_last"):
         network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), fused=device.type == "cuda")

@@ -611,7 +611,7 @@ def test_processes_share_an_epoch(corpus):
     shares = []
     for rank in range(3):
         data = data_module(corpus, batch_size=2)
-        data.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        data.trainer = SimpleNamespace(world_size=3, global_rank=rank, limit_train_batches=1.0)
         shares.append([batch.ids for batch in data.train_dataloader()])
     assert len({len(share) for share in shares}) == 1
     assert sorted(id for share in shares for batch in share for id in batch) == sorted(ALL)
