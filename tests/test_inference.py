@@ -156,6 +156,7 @@ def test_beam_search_and_a_config(checkpoint, tmp_path, capsys):
     flags = ["--checkpoint", checkpoint, "--audio", SPEECH[0], "--config", tmp_path / "decoding.yaml"]
     native = transcribe(capsys, *flags)
     assert native[0] == 0 and len(native[1]) == 2 and "\t" in native[1][0]
+    pytest.importorskip("pyctcdecode")
     assert transcribe(capsys, *flags, "--decoder_backend", "pyctcdecode")[1] == native[1]
 
 

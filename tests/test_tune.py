@@ -77,6 +77,7 @@ def test_weights_that_help_are_found(files, sea, tmp_path, capfd):
 
 
 def test_the_other_options_of_the_search_are_kept(files, sea, tmp_path):
+    pytest.importorskip("pyctcdecode")
     run("--checkpoint", files["ctc"], "--tune", "--lm", files["x"], "--output", tmp_path / "d.yaml", "--beam_size", 7,
         "--grid", "beta=0.5", "alpha=1,0.5", "--rounds", 0, "--hotwords", "Sea", "--decoder_backend", "pyctcdecode")
     assert options_of(tmp_path / "d.yaml") == DecodingOptions(
