@@ -1,5 +1,6 @@
 """Shared fixtures: real speech, and tiny networks of every registered kind."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def greedy_texts(network: Recognizer, waveforms: list[torch.Tensor]) -> list[str
 def network(request) -> Recognizer:
     """Each variant of each registered model, in evaluation mode."""
     return tiny_network(request.param).eval()
+
+
+def from_keyboard() -> None:
+    """Lets a child process take SIGINT as from a terminal, also where the tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

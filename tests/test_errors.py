@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, from_keyboard
 
 from utils.errors import UsageError, is_out_of_memory, one_line_errors, printable
 
@@ -104,7 +104,8 @@ def test_every_name_can_be_printed_in_every_encoding():
 def test_ctrl_c_from_the_keyboard():
     program = ("from utils.errors import *\nimport time\n"
                "with one_line_errors('x.py'):\n    print('ready', flush=True); time.sleep(60)")
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             preexec_fn=from_keyboard)
     assert child.stdout.readline() == b"ready\n"
     time.sleep(0.1)
     child.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, SPEECH
+from conftest import ROOT, SPEECH, from_keyboard
 from test_inference import checkpoint, transcribe  # noqa: F401 (a fixture)
 from test_streaming import causal_network, greedy_texts
 
@@ -165,7 +165,7 @@ def test_ctrl_c_ends_in_silence(checkpoint, tmp_path):  # noqa: F811
     command = [sys.executable, "inference.py", "--checkpoint", str(checkpoint), "--audio", str(SPEECH[0]),
                str(tmp_path / "long.wav"), "--batch_size", "1"]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             env={**os.environ, "OMP_NUM_THREADS": "1"})
+                             preexec_fn=from_keyboard, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert child.stdout.readline().startswith(str(SPEECH[0]))
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130 and child.stderr.read() == ""
@@ -180,7 +180,7 @@ def test_ctrl_c_ends_a_stream_with_all_its_words(tmp_path, source):
     expected, = greedy_texts(network, [torch.from_numpy(samples.astype(np.float32) / 32_768)])
     child = subprocess.Popen([sys.executable, "inference.py", "--checkpoint", str(tmp_path / "x.ckpt"), "--stream"],
                              cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env={**os.environ, "OMP_NUM_THREADS": "1"})
+                             preexec_fn=from_keyboard, env={**os.environ, "OMP_NUM_THREADS": "1"})
     child.stdin.write(samples.tobytes())
     child.stdin.flush()
     said = child.stdout.read(1)

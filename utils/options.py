@@ -37,5 +37,5 @@ def constructor_options(cls: type) -> list[Option]:
 
 def _helps(cls: type) -> dict[str, str]:
     """Returns the lines under `Args:` of a class and its bases: a dataclass has its bases' arguments as well."""
-    return {name: text for owner in reversed(cls.__mro__)
-            for name, text in re.findall(r"^\s{8}(\w+): (.+)$", owner.__doc__ or "", flags=re.MULTILINE)}
+    pages = [inspect.cleandoc(owner.__doc__ or "") for owner in reversed(cls.__mro__)]  # Python 3.13 cleans by itself
+    return {name: text for page in pages for name, text in re.findall(r"^ {4}(\w+): (.+)$", page, flags=re.MULTILINE)}
