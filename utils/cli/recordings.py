@@ -49,9 +49,12 @@ def _find_in_folder(folder: str, refused: list[AudioError]) -> list[str]:
     try:
         for parent, names in walk(folder):
             for name in names:
-                if not (parent / name).is_dir():
+                path = str(parent / name)
+                if _is_pipe(path):  # nobody asked for it by name, and it may never send anything
+                    refused.append(AudioError(path, "not a file"))
+                elif not os.path.isdir(path):
                     sound = name.lower().endswith((*EXTENSIONS, *OTHER_SOUND))
-                    (found if sound else others).append(str(parent / name))
+                    (found if sound else others).append(path)
     except OSError as error:
         refused.append(AudioError(error.filename, f"cannot be listed ({error.strerror})"))
     if not found:
