@@ -2,7 +2,7 @@
 
     python -m data.prepare digits                               downloads 16 MB, writes data/corpora/digits
     python -m data.prepare kathleen --source ARCHIVE.tar.gz     downloads nothing
-    python -m data.prepare kathleen --audio_format opus         as in the published results; needs ffmpeg
+    python -m data.prepare kathleen --audio_format opus         as in the published results, bit for bit with ffmpeg 5.1
 """
 
 import argparse
@@ -28,7 +28,7 @@ def prepare(corpus: str, *, source: Path | None = None, output: Path | None = No
         corpus: a name in CORPORA.
         source: the data set's folder or its archive from GitHub; by default it is downloaded into `download_dir`.
         output: the corpus' folder; data/corpora/CORPUS by default.
-        audio_format: "flac", or "opus" as the published results have it, for which ffmpeg must be installed.
+        audio_format: "flac", or "opus" as in the published results, by ffmpeg; Debian 12's gives the same bytes.
 
     Raises DataError, DownloadError and OSError.
     """

@@ -135,7 +135,7 @@ def write_chapter(chapter: Chapter, studio: Studio) -> Written:
 
 
 def record(text: str, speaker: Speaker, engine: Engine, recording: str, rng: random.Random) -> np.ndarray:
-    """Returns (S,) int16 samples at 16 kHz: `text` as the speaker says it, under conditions of its own."""
+    """Returns (S,) int16 samples at 16 kHz: `text` as the speaker says it, in conditions drawn from `rng`."""
     return RECORDINGS[recording](resample(*engine.speak(text, speaker, rng)), rng)
 
 

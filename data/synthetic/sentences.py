@@ -48,7 +48,7 @@ WORDS = {
 
 
 def draw_sentence(rng: random.Random) -> str:
-    """Draw a sentence, in lower case, from the grammar: it has 4.7 million."""
+    """Draws a sentence, in lower case, from the grammar, which has 4.7 million."""
 
     def fill(slot: re.Match) -> str:
         return expand(rng.choice(WORDS[slot[1]].split(", ")))
@@ -60,13 +60,13 @@ def draw_sentence(rng: random.Random) -> str:
 
 
 def split_of(sentence: str) -> str:
-    """Name the only split that may hold `sentence`: the same in every corpus, with nothing to remember."""
+    """Names the only split that may hold `sentence`, which is the same in every corpus."""
     share = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4], "big") / 2**32
     return "dev" if share < HELD_OUT_SHARE else "test" if share < 2 * HELD_OUT_SHARE else "train"
 
 
 def draw_sentence_of(split: str, rng: random.Random) -> str:
-    """Draw until a sentence belongs to `split`: about 20 draws for dev and for test."""
+    """Draws until a sentence belongs to `split`: about 20 draws for dev and for test."""
     while split_of(sentence := draw_sentence(rng)) != split:
         pass
     return sentence
