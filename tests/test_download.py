@@ -267,9 +267,9 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(server,
     waiting = fetcher(server, target, locks)
     if locks == "locks":
         waiting.stderr.readline()
+    server.until = None  # for the one that goes on at once
     killed.kill()
     killed.wait(10)
-    server.until = None
     server.stalled.set()
     waiting.wait(60)
     assert not target.exists() or target.read_bytes() == ARCHIVE
