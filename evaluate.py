@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -47,6 +47,9 @@ from utils.report.html import build_html, illustrate
 from utils.report.report import Result, build_outcomes, report_files, short_names, table, worst_utterances
 from utils.report.tuning import summarize, write_tuning
 from utils.types import Batch
+
+if TYPE_CHECKING:
+    from data.datamodule import LibriSpeechDataModule
 
 
 class System(NamedTuple):
@@ -153,7 +156,7 @@ def build_systems(args: argparse.Namespace, stack: ExitStack) -> list[System]:
     return systems
 
 
-def build_data(args: argparse.Namespace, network: Recognizer):
+def build_data(args: argparse.Namespace, network: Recognizer) -> "LibriSpeechDataModule":
     """Returns the data module of the flags, its indexes cut to --limit. Raises DataError."""
     from data.datamodule import LibriSpeechDataModule
     from utils.process import quiet_packages

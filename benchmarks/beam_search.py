@@ -44,7 +44,7 @@ def peaky(text: str, tokenizer: CharTokenizer, random: torch.Generator) -> torch
 
 
 class Utterances(NamedTuple):
-    """What is decoded."""
+    """The log-probabilities and texts to decode."""
 
     tokenizer: Tokenizer
     texts: list[str]  # references

@@ -37,7 +37,7 @@ def loader(paths: list[Path], seconds: list[float], *, batch_size: int) -> Speec
 
 
 def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:
-    """What is timed; each goes once through all files."""
+    """Returns the functions to time, each of which reads all files once."""
     batches, ours = loader(paths, seconds, batch_size=batch_size), LogMel()
     theirs = MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
 

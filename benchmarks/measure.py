@@ -65,7 +65,7 @@ def medians(cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int 
 
 def machine_rates(device: torch.device | str = "cpu", *, size: int = 2048, rounds: int = 5,
                   dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-    """What this machine can do: operations a second of a matrix product in `dtype`, bytes a second of a copy.
+    """Measures the machine: operations per second of a matrix product in `dtype`, bytes per second of a copy.
 
     The floor of a case is its operations, or the bytes that it must read and write, over these.
     """

@@ -115,7 +115,7 @@ def measure(options: dict, *, device: torch.device, budget: float, steps: int) -
 
 
 def seconds_of(function: Callable[[Batch], None], made: list[Batch]) -> float:
-    """Of all batches but the first, which warms up."""
+    """Returns the seconds for all batches but the first, which warms up."""
     function(made[0])
     started = wall_clock()
     for batch in made[1:]:

@@ -37,7 +37,7 @@ def all_of(transcriber: Transcriber, paths: list[Path], threads: int):
 
 
 def peak_megabytes(checkpoint: Path, audio: Path) -> float:
-    """Of a process that transcribes a file."""
+    """Returns the peak memory of a process that transcribes a file, MB."""
     code = ("import sys, contextlib, inference\n"
             "from benchmarks.measure import peak_memory\n"
             "with contextlib.suppress(SystemExit):\n    inference.main(sys.argv[1:])\n"

@@ -88,7 +88,7 @@ class EpochProgress:
 
 
 class EpochState(NamedTuple):
-    """What a checkpoint holds of the training data."""
+    """The place within an epoch, as a checkpoint stores it."""
 
     epoch: int
     segments: list[EpochSegment]  # of the epoch under way; none between epochs

@@ -12,7 +12,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 @dataclass(kw_only=True)
 class DataOptions:
-    """What every use of a corpus needs.
+    """Holds the options that every use of a corpus has.
 
     Args:
         data_root: folder of the corpora
@@ -35,7 +35,7 @@ class DataOptions:
 
 @dataclass(kw_only=True)
 class TrainingDataOptions(DataOptions):
-    """What training needs as well.
+    """Holds the options of training data in addition.
 
     Args:
         train_sets: LibriSpeech's subsets, folders or manifests to train on

@@ -19,7 +19,7 @@ class SampleRef(NamedTuple):
 
 
 class BatchConfig(NamedTuple):
-    """What the batches of an epoch follow from, given the utterances: their size, and the processes that share them."""
+    """The size of the batches of an epoch, and the number of processes that share them."""
 
     batch_size: int  # utterances per batch, where batch_seconds is None
     batch_seconds: float | None = None  # most seconds of padded audio per batch

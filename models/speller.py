@@ -10,7 +10,7 @@ from utils.decoding.scorers import Scorer
 
 
 class SpellerState(NamedTuple):
-    """What N hypotheses carry from one character to the next."""
+    """The state of N hypotheses between two characters."""
 
     hidden: tuple[Tensor, ...]  # (N, D) of each LSTM layer
     cells: tuple[Tensor, ...]  # (N, D)

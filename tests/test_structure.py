@@ -67,9 +67,20 @@ def imported_modules(name: str) -> frozenset[str]:
     return frozenset(found & FILES.keys() - {name})
 
 
+@cache
+def longest_chain(name: str) -> tuple[str, ...]:
+    """A module of `utils`, one that it imports, one that that imports, and so on, as far down as it goes."""
+    return name, *max(map(longest_chain, imported_modules(name)), key=len, default=())
+
+
 def test_no_imports_in_a_circle():
     order = TopologicalSorter({name: imported_modules(name) for name in FILES}).static_order()  # or CycleError
     assert len(list(order)) == len(FILES)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("utils")])
+def test_utils_has_at_most_four_floors(name):
+    assert len(longest_chain(name)) <= 4, " -> ".join(longest_chain(name))
 
 
 def test_inference_loads_nothing_of_training():

@@ -195,7 +195,7 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 
 
 def _resample_directly(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """The same filter for rates with little in common, such as 44,101 and 16,000 Hz.
+    """Resamples by the same filter between rates with little in common, such as 44,101 and 16,000 Hz.
 
     torchaudio makes a table of `rate` by `new_rate` weights, 5 GB for these. Here each output sample's own
     weights are computed: the mean of the inputs around it, weighted by a sinc under a squared cosine that

@@ -3,8 +3,9 @@
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, wraps
 from typing import NoReturn
 
 STANDARD_OUTPUT = "standard output"
@@ -120,3 +121,24 @@ def _fail(program: str, error) -> NoReturn:
     with suppress(OSError):
         print(f"{program}: error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     raise SystemExit(2) from None
+
+
+def dispensable(what: str) -> Callable[[Callable], Callable]:
+    """Returns a decorator for functions without which a run goes on; `what` is the name of what then is missing."""
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def guarded(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                _report_once(what, printable(f"{type(error).__name__}: {error}", 200))
+
+        return guarded
+
+    return decorate
+
+
+@cache
+def _report_once(what: str, reason: str) -> None:
+    print(f"note: {what} failed, training goes on without ({reason})", file=sys.stderr, flush=True)

@@ -16,9 +16,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from utils.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -91,7 +94,7 @@ def end_children() -> None:
         process.kill()
 
 
-def find_device(name: str):
+def find_device(name: str) -> "torch.device":
     """Returns the torch device of this name, such as cpu or cuda:1. Raises UsageError where it cannot be used."""
     import torch
 

@@ -60,7 +60,7 @@ def fetch(address: str, target: Path, checksum: str) -> Path:
 
 
 class _Part(NamedTuple):
-    """What is there of a download: a file that no other process writes to."""
+    """The beginning of a download, in a file that no other process writes to."""
 
     path: Path
     file: BinaryIO

@@ -11,10 +11,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError, printable
 from utils.files.compressed import BoundedReader
 from utils.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import kenlm
 
 SPACE = "<space>"  # the word that stands for a space in an n-gram over characters
 SYMBOLS = ("<s>", "</s>", "<unk>", "<UNK>")
@@ -60,7 +64,7 @@ class NGram:
         return LN10 * self.model.score(" ".join(self.units(text)), bos=True, eos=True)
 
 
-def load_kenlm(path):
+def load_kenlm(path) -> "kenlm.Model":
     """Returns the `kenlm.Model` of a file. Raises LanguageModelError."""
     try:
         import kenlm

@@ -10,7 +10,7 @@ from utils.lm.ngram import LN10, SPACE, LanguageModelError, NGram
 
 
 class _Context(NamedTuple):
-    """What a hypothesis has come to: KenLM's state and, for an n-gram over words, the word under way."""
+    """The context of a hypothesis: KenLM's state and, for an n-gram over words, the beginning of the current word."""
 
     state: object  # kenlm.State
     word: str

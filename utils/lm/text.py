@@ -96,7 +96,7 @@ class ProseCleaner:
 
 
 class _Replacements(dict):
-    """What `str.translate` puts in the place of each character, found when it first comes."""
+    """A table for `str.translate`, filled as characters come up."""
 
     def __init__(self, characters: frozenset[str]):
         super().__init__({ord(char): char for char in characters})

@@ -14,11 +14,15 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from utils.errors import printable
 from utils.types import Batch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def render(draw: Callable, *, dpi: int = 100, format: str = "png", **options) -> bytes | None:
@@ -70,7 +74,7 @@ def diagnostic_figures(network, batch: Batch, *, titles: bool = True) -> dict[st
     return figures
 
 
-def posterior_figure(features: Tensor, log_probs: Tensor, labels: list[str], title: str):
+def posterior_figure(features: Tensor, log_probs: Tensor, labels: list[str], title: str) -> "Figure":
     """Draws the log-mel spectrogram of one utterance above its output posteriors.
 
     Args:
@@ -99,7 +103,8 @@ def posterior_figure(features: Tensor, log_probs: Tensor, labels: list[str], tit
     return figure
 
 
-def attention_figure(weights: list[Tensor], texts: list[str], pieces: list[list[str]], *, titles: bool = True):
+def attention_figure(weights: list[Tensor], texts: list[str], pieces: list[list[str]], *,
+                     titles: bool = True) -> "Figure":
     """Draws the (U, T) attention weights of each text over encoder frames; returns a matplotlib Figure.
 
     `pieces` are what the tokens of each text stand for.
@@ -120,7 +125,7 @@ def attention_figure(weights: list[Tensor], texts: list[str], pieces: list[list[
     return figure
 
 
-def curve_figure(histories: dict[str, list[dict]]):
+def curve_figure(histories: dict[str, list[dict]]) -> "Figure":
     """Draws training loss and validation WER by epoch, one line per run; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
@@ -138,7 +143,8 @@ def curve_figure(histories: dict[str, list[dict]]):
     return figure
 
 
-def surface_figure(rates: dict[tuple[float, ...], float], names: list[str], best: tuple[float, ...], title: str):
+def surface_figure(rates: dict[tuple[float, ...], float], names: list[str], best: tuple[float, ...],
+                   title: str) -> "Figure":
     """Draws word error rates over the weights of decoding that were tried, the best marked.
 
     Two weights that vary are the axes of one map; other numbers of them get one panel each, with the WER as height.

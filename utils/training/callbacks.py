@@ -1,6 +1,5 @@
 """What a run records: throughput, an epoch's metrics, files that were skipped; and when it has learnt enough."""
 
-import argparse
 import json
 import time
 from contextlib import suppress
@@ -9,19 +8,6 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from utils.files.atomic import atomic_write
-from utils.training.folder import write_config
-
-
-class RunConfig(Callback):
-    """Writes the flags of the run, as they apply, to `config.yaml` and to the logger."""
-
-    def __init__(self, flags: argparse.Namespace):
-        self.flags = flags
-
-    def on_train_start(self, trainer, module) -> None:
-        """Writes them once the run goes: one that is refused leaves the file of the run before."""
-        if trainer.is_global_zero:
-            write_config(self.flags, trainer.logger)
 
 
 class Throughput(Callback):

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from utils.checkpoint.reading import BEST
 from utils.errors import UsageError
 from utils.files.atomic import atomic_write
+from utils.training.signals import is_between_steps
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -131,12 +132,3 @@ class PeriodicCheckpoint(ModelCheckpoint):
         """Saves where the interval is over and a run can go on exactly."""
         if is_between_steps(trainer, batch_idx):
             super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-
-
-def is_between_steps(trainer, batch_idx: int) -> bool:
-    """Returns whether an exact checkpoint can be written after this batch.
-
-    Not while a gradient is half accumulated; nor after an epoch's last batch: between that and the validation sets
-    Lightning cannot go on exactly.
-    """
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from lightning.pytorch.callbacks import Callback
 
 from utils.errors import UsageError
 from utils.files.atomic import atomic_write
@@ -53,6 +54,18 @@ def write_config(args: argparse.Namespace, logger) -> None:
     atomic_write(Path(args.output_dir, "config.yaml"), content)
     if logger is not None:
         logger.log_hyperparams({**values, "git_revision": git_revision()})
+
+
+class RunConfig(Callback):
+    """Writes the flags of the run, as they apply, to `config.yaml` and to the logger."""
+
+    def __init__(self, flags: argparse.Namespace):
+        self.flags = flags
+
+    def on_train_start(self, trainer, module) -> None:
+        """Writes them once the run goes: one that is refused leaves the file of the run before."""
+        if trainer.is_global_zero:
+            write_config(self.flags, trainer.logger)
 
 
 def write_results(folder, results: Mapping[str, ErrorCounts], checkpoint: str) -> None:

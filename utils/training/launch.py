@@ -14,7 +14,7 @@ RANKS = {  # by who sets them: the number of processes, then the variables that 
 
 
 class Devices(NamedTuple):
-    """What a run computes on."""
+    """The devices of a run."""
 
     accelerator: str  # "gpu" or "cpu"
     per_node: int  # processes, each with a device

@@ -1,18 +1,13 @@
 """Experiment loggers: Comet, online or offline, and the local ones; no failure of theirs ends a run."""
 
-import csv
-import io
 from pathlib import Path
 
-import numpy as np
-from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from PIL import Image
 
-from utils.errors import UsageError
+from utils.errors import UsageError, dispensable
 from utils.process import is_first_process
 from utils.training.comet import Comet, start_comet
-from utils.training.guards import dispensable
 
 LOGGING = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")  # what Lightning calls
 
@@ -37,27 +32,6 @@ def build_logger(kind: str, *, output_dir: Path, project: str, name: str, resume
     for method in LOGGING:
         setattr(logger, method, dispensable("the logger")(getattr(logger, method)))
     return logger
-
-
-@dispensable("the logger")
-def log_image(logger: Logger | None, name: str, image: bytes, step: int) -> None:
-    """Logs a PNG image to the loggers that take one."""
-    if isinstance(logger, CometLogger):
-        logger.experiment.log_image(io.BytesIO(image), name, step=step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, np.asarray(Image.open(io.BytesIO(image))), step, dataformats="HWC")
-
-
-@dispensable("the logger")
-def log_table(logger: Logger | None, name: str, headers: list[str], rows: list[list[str]], step: int) -> None:
-    """Logs a table of texts to the loggers that take one."""
-    if isinstance(logger, CometLogger):  # `log_table` would leave it out of the archive of a connection that broke
-        text = io.StringIO()
-        csv.writer(text).writerows([headers, *rows])
-        logger.experiment.log_asset_data(text.getvalue(), f"{name}-{step}.csv", step=step)
-    elif isinstance(logger, TensorBoardLogger):
-        lines = [" | ".join(headers), " | ".join("---" for _ in headers), *(" | ".join(row) for row in rows)]
-        logger.experiment.add_text(name, "\n".join(lines), step)
 
 
 def close_logger(logger: Logger | None) -> None:

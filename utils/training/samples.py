@@ -1,16 +1,19 @@
-"""What the network makes of a few validation utterances, shown after every epoch."""
+"""The network's output for a few validation utterances, written and logged after every epoch."""
 
+import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CometLogger, Logger, TensorBoardLogger
+from PIL import Image
 
+from utils.errors import dispensable
 from utils.files.atomic import atomic_write
 from utils.report.plots import diagnostic_figures, render
-from utils.training.guards import dispensable
-from utils.training.loggers import log_image, log_table
 from utils.types import Batch
 
 HEADERS = ["id", "reference", "hypothesis"]
@@ -56,3 +59,24 @@ class Samples(Callback):
             if (image := render(figure, dpi=80)) is not None:
                 atomic_write(self.folder / f"{kind}.png", image)
                 log_image(logger, kind, image, step)
+
+
+@dispensable("the logger")
+def log_image(logger: Logger | None, name: str, image: bytes, step: int) -> None:
+    """Logs a PNG image to the loggers that take one."""
+    if isinstance(logger, CometLogger):
+        logger.experiment.log_image(io.BytesIO(image), name, step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, np.asarray(Image.open(io.BytesIO(image))), step, dataformats="HWC")
+
+
+@dispensable("the logger")
+def log_table(logger: Logger | None, name: str, headers: list[str], rows: list[list[str]], step: int) -> None:
+    """Logs a table of texts to the loggers that take one."""
+    if isinstance(logger, CometLogger):  # `log_table` would leave it out of the archive of a connection that broke
+        text = io.StringIO()
+        csv.writer(text).writerows([headers, *rows])
+        logger.experiment.log_asset_data(text.getvalue(), f"{name}-{step}.csv", step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        lines = [" | ".join(headers), " | ".join("---" for _ in headers), *(" | ".join(row) for row in rows)]
+        logger.experiment.add_text(name, "\n".join(lines), step)

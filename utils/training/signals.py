@@ -7,8 +7,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from utils.training.checkpointing import is_between_steps
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # of a scheduler, of Ctrl-C, of SLURM's --signal=USR1
 
 
@@ -82,3 +80,12 @@ class StopOnSignal(Callback):
         """Does the same where validation sets are evaluated by themselves."""
         if trainer.state.fn == "validate":
             self.on_test_start(trainer, module)
+
+
+def is_between_steps(trainer, batch_idx: int) -> bool:
+    """Returns whether an exact checkpoint can be written after this batch.
+
+    Not while a gradient is half accumulated; nor after an epoch's last batch: between that and the validation sets
+    Lightning cannot go on exactly.
+    """
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch

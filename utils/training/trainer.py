@@ -11,10 +11,11 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from utils.errors import UsageError
-from utils.training.averaging import MovingAverage
-from utils.training.callbacks import EarlyStop, History, RunConfig, SkippedFiles, Throughput
+from utils.training.callbacks import EarlyStop, History, SkippedFiles, Throughput
 from utils.training.checkpointing import AtomicCheckpointIO, BestCheckpoints, LatestCheckpoints, PeriodicCheckpoint
+from utils.training.folder import RunConfig
 from utils.training.launch import Devices
+from utils.training.moving_average import MovingAverage
 from utils.training.samples import Samples
 from utils.training.signals import StopOnSignal
 
