@@ -5,10 +5,12 @@
 
 The recordings of a corpus are joined to FLAC files of 4 to 17 s, which soundfile decodes one by one, and the
 loader of training, without workers, as padded float32 batches of like durations. Then features on top: torchaudio's
-MelSpectrogram on each utterance, and the network's own on each batch.
+MelSpectrogram on each utterance, and the network's own on each batch. Last, the loader with each augmentation of
+training for every utterance.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,40 +20,49 @@ from torchaudio.transforms import MelSpectrogram
 
 from benchmarks.material import CORPUS, write_joined
 from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, show
+from data.augment import Augmentation
 from data.dataset import SpeechDataset, SpeechLoader
 from data.epoch_progress import EpochProgress
 from data.index import Utterance
+from data.options import AugmentationOptions
 from data.sampler import BatchConfig, DurationBatchSampler
 from models.components.features.logmel import FLOOR, LogMel
 from utils.process import keep_large_blocks
 from utils.tokenizer import CharTokenizer
 
+AUGMENTED = {"noise": {"noise_db": [5.0, 40.0]}, "rooms": {"reverb_share": 1.0}, "tilt": {"tilt": 0.35},
+             "telephone": {"telephone_share": 1.0}, "gain": {"gain_db": [-15.0, 5.0]}}
 
-def loader(paths: list[Path], seconds: list[float], *, batch_size: int) -> SpeechLoader:
+
+def loader(paths: list[Path], seconds: list[float], *, batch_size: int, **augmented) -> SpeechLoader:
     """Training's loader over these files, without workers."""
     tokenizer = CharTokenizer()
     utterances = [Utterance(path.stem, str(path), "a", tokenizer.encode("a"), duration, "")
                   for path, duration in zip(paths, seconds, strict=True)]
     batches = DurationBatchSampler(seconds, BatchConfig(batch_size), shuffle=True)
-    return SpeechLoader(SpeechDataset(utterances, tokenizer), EpochProgress(batches), num_workers=0)
+    augment = Augmentation(AugmentationOptions(**augmented), paths[0].parent)
+    return SpeechLoader(SpeechDataset(utterances, tokenizer, augment=augment), EpochProgress(batches), num_workers=0)
 
 
 def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:
     """Returns the functions to time, each of which reads all files once."""
-    batches, ours = loader(paths, seconds, batch_size=batch_size), LogMel()
+    plain, ours = loader(paths, seconds, batch_size=batch_size), LogMel()
+    everything = {name: value for options in AUGMENTED.values() for name, value in options.items()}
+    augmented = {name: loader(paths, seconds, batch_size=batch_size, **options)
+                 for name, options in {**AUGMENTED, "all augmentations": everything}.items()}
     theirs = MelSpectrogram(16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
 
     def read() -> None:
         for path in paths:
             soundfile.read(path, dtype="float32")
 
-    def load() -> None:
+    def load(batches: SpeechLoader = plain) -> None:
         for _ in batches:
             pass
 
     @torch.inference_mode()
     def load_and_extract() -> None:
-        for batch in batches:
+        for batch in plain:
             ours(batch.waveforms, batch.sample_counts)
 
     @torch.inference_mode()
@@ -60,7 +71,8 @@ def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:
             theirs(torch.from_numpy(soundfile.read(path, dtype="float32")[0])).clamp_min(FLOOR).log()
 
     return {"soundfile": read, "loader": load, "soundfile + torchaudio's log-mel": read_and_extract,
-            "loader + log-mel, normalised": load_and_extract}
+            "loader + log-mel, normalised": load_and_extract,
+            **{f"loader + {name}": partial(load, batches) for name, batches in augmented.items()}}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data import readers
+from data.augment import Augmentation
 from data.dataset import SpeechDataset, SpeechLoader
 from data.epoch_progress import EpochProgress, EpochState
 from data.index import DataError, Index, Utterance, build_index
@@ -34,6 +35,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         output_frames: samples to output frames of a network that needs as many frames as CTC does;
             training utterances with fewer are left out. None keeps all.
         overfit: train and validate on the training sets in one fixed order.
+
+    Raises DataError where a folder of noises or impulse responses has none that can be read.
     """
 
     def __init__(self, options: TrainingDataOptions, tokenizer: Tokenizer, *,
@@ -44,6 +47,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         self.data_root, self.cache_dir = Path(options.data_root).expanduser(), Path(options.cache_dir).expanduser()
         self.train_sets, self.test_sets = list(options.train_sets), list(options.test_sets)
         self.val_sets = self.train_sets if overfit else list(options.val_sets)
+        self.augmentation = Augmentation(options, self.cache_dir)
         self._indexes: dict[tuple[str, bool], Index] = {}
         self._train_loader: SpeechLoader | None = None
         self._resumed: EpochState | None = None
@@ -161,7 +165,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     def _loader(self, utterances: list[Utterance], *, training: bool = False) -> SpeechLoader:
         options, resumed = self.options, self._resumed if training else None
         speeds = options.speed_perturb if training else ()
-        dataset = SpeechDataset(utterances, self.tokenizer, speeds=speeds, skip_bad_audio=options.skip_bad_audio)
+        dataset = SpeechDataset(utterances, self.tokenizer, speeds=speeds, skip_bad_audio=options.skip_bad_audio,
+                                augment=self.augmentation if training else None)
         try:
             batches = DurationBatchSampler(
                 [utterance.seconds / min(speeds, default=1.0) for utterance in utterances], self._batch_config(),

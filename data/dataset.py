@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -28,13 +28,14 @@ class SpeechDataset(Dataset):
 
     Args:
         speeds: factors of speed perturbation (Ko et al. 2015), one drawn for each reading; none by default.
+        augment: changes a (S,) waveform by its seed, after the speed; None for no change.
         skip_bad_audio: leave a file that cannot be read out of its batch, instead of stopping the run.
     """
 
     def __init__(self, utterances: list[Utterance], tokenizer: Tokenizer, *, speeds: list[float] = (),
-                 skip_bad_audio: bool = False):
+                 augment: Callable[[Tensor, int], Tensor] | None = None, skip_bad_audio: bool = False):
         self.utterances, self.tokenizer = utterances, tokenizer
-        self.speeds, self.skip_bad_audio = tuple(speeds), skip_bad_audio
+        self.speeds, self.augment, self.skip_bad_audio = tuple(speeds), augment, skip_bad_audio
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -43,11 +44,12 @@ class SpeechDataset(Dataset):
         """Returns the utterance and its (S,) waveform; None where it was bad and may be skipped."""
         utterance = self.utterances[ref.index]
         try:
-            return utterance, self._perturb(load_audio(utterance.audio, part=utterance.part), ref.seed)
+            waveform = self._perturb(load_audio(utterance.audio, part=utterance.part), ref.seed)
         except AudioError:
             if not self.skip_bad_audio:
                 raise
             return utterance, None
+        return utterance, self.augment(waveform, ref.seed) if self.augment else waveform
 
     def __getitems__(self, refs: list[SampleRef]) -> Batch | Exception:
         """Returns a batch, or why there is none, for SpeechLoader to raise."""

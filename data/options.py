@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from data.librispeech import URL
-from utils.cli.values import nonnegative_int, positive_float, positive_int
+from utils.cli.values import decibels, nonnegative_int, positive_float, positive_int, probability, share
+from utils.errors import UsageError
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of this process
 
@@ -34,7 +35,46 @@ class DataOptions:
 
 
 @dataclass(kw_only=True)
-class TrainingDataOptions(DataOptions):
+class AugmentationOptions:
+    """Holds what is done to training waveforms, drawn anew for each utterance in each epoch; nothing by default.
+
+    Args:
+        noise_db: lowest and highest ratio of speech to added noise in dB, e.g. 5 40
+        noise_dir: folder of recordings to take the noise from; else it is synthetic, from white to brown
+        reverb_share: share of the utterances that sound as in a room
+        reverb_dir: folder of impulse responses of rooms; else they are synthetic
+        tilt: most of a microphone's spectral tilt, x[n] - t x[n-1] with t from -tilt to tilt, e.g. 0.35
+        telephone_share: share of the utterances that sound as by telephone, 300 to 3400 Hz
+        gain_db: lowest and highest change of the level in dB, e.g. -15 5; full scale is the limit
+    """
+
+    noise_db: list[Annotated[float, decibels]] = ()
+    noise_dir: str | None = None
+    reverb_share: Annotated[float, probability] = 0.0
+    reverb_dir: str | None = None
+    tilt: Annotated[float, share] = 0.0
+    telephone_share: Annotated[float, probability] = 0.0
+    gain_db: list[Annotated[float, decibels]] = ()
+
+    def __post_init__(self):
+        """Raises UsageError that names the flag."""
+        for name in ("noise_db", "gain_db"):
+            values = list(getattr(self, name))
+            if values and (len(values) != 2 or values[0] > values[1]):
+                raise UsageError(f"--{name} {' '.join(map(str, values))}: give the lowest and the highest")
+        if self.noise_dir and not self.noise_db:
+            raise UsageError(f"--noise_dir {self.noise_dir}: needs --noise_db, how far the noise lies below the speech")
+        if self.reverb_dir and not self.reverb_share:
+            raise UsageError(f"--reverb_dir {self.reverb_dir}: needs --reverb_share, of the utterances")
+
+    @property
+    def augments(self) -> bool:
+        """Returns whether anything is done at all."""
+        return bool(self.noise_db or self.reverb_share or self.tilt or self.telephone_share or self.gain_db)
+
+
+@dataclass(kw_only=True)
+class TrainingDataOptions(DataOptions, AugmentationOptions):
     """Holds the options of training data in addition.
 
     Args:

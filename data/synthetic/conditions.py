@@ -6,22 +6,28 @@ import random
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from data.acoustics import (
+    NOISE_SLOPE,
+    coloured_noise,
+    energy,
+    fast_size,
+    frequencies_of,
+    impulse_response,
+    microphone,
+    telephone,
+)
 from utils.audio import SAMPLE_RATE
 
 PEAK = (0.25, 0.95)  # the loudest sample, of full scale
 NOISE_DB = (20, 40)  # speech over white noise
 VARIED_NOISE_DB = (12, 45)
-NOISE_SLOPE = (0.0, 2.0)  # power of the frequency that the noise's power falls with: 0 white, 1 pink, 2 brown
 ROOM_SHARE = 0.4  # of the utterances
 ROOM_SECONDS = (0.08, 0.5)  # until a room's sound has fallen by 60 dB
 ROOM_LEVEL = (0.1, 0.7)  # root of the reverberation's energy, the direct sound being 1
 TELEPHONE_SHARE = 0.1
-TELEPHONE_BAND = (300, 3400)  # Hz
 TILT = 0.35  # most of a filter x[n] - tilt x[n-1], either way: a microphone's and a distance's colour
 SILENCE = (0.0, 0.4)  # seconds before and after
-LOWEST_NOISE = 30.0  # Hz, below which coloured noise does not grow
 
 
 @functools.cache
@@ -53,47 +59,20 @@ def record_variedly(wave: np.ndarray, rng: random.Random) -> np.ndarray:
     random_numbers = np.random.default_rng(rng.getrandbits(64))
     in_room = rng.random() < ROOM_SHARE
     length = before + len(wave) + after
-    size = _fast_size(length + (round(SAMPLE_RATE * ROOM_SECONDS[1]) if in_room else 0))
-    frequencies = torch.arange(size // 2 + 1) * (SAMPLE_RATE / size)  # Hz
+    size = fast_size(length + (round(SAMPLE_RATE * ROOM_SECONDS[1]) if in_room else 0))
+    frequencies = frequencies_of(size)
     speech = torch.fft.rfft(torch.from_numpy(np.pad(wave, (before, size - before - len(wave)))))
     if in_room:
-        speech *= torch.fft.rfft(_room(rng, random_numbers), size)
-    tilt = rng.uniform(-TILT, TILT)
-    speech *= 1 - torch.polar(torch.full_like(frequencies, tilt), -2 * math.pi * frequencies / SAMPLE_RATE)
-    noise = _coloured_noise(frequencies, rng.uniform(*NOISE_SLOPE), random_numbers)
+        room = impulse_response(round(SAMPLE_RATE * ROOM_SECONDS[1]), rng.uniform(*ROOM_SECONDS),
+                                rng.uniform(*ROOM_LEVEL), random_numbers)
+        speech *= torch.fft.rfft(room, size)
+    speech *= microphone(frequencies, rng.uniform(-TILT, TILT))
+    noise = coloured_noise(frequencies, rng.uniform(*NOISE_SLOPE), random_numbers)
     noise_db = rng.uniform(*VARIED_NOISE_DB) + 10 * math.log10(length / len(wave))  # of the speech, without the silence
-    recorded = speech + noise * (_energy(speech) / _energy(noise) * 10 ** (-noise_db / 10)) ** 0.5
+    recorded = speech + noise * (energy(speech) / energy(noise) * 10 ** (-noise_db / 10)) ** 0.5
     if rng.random() < TELEPHONE_SHARE:
-        low, high = TELEPHONE_BAND
-        recorded *= 1 / (1 + (low / frequencies.clamp(min=1)) ** 8 + (frequencies / high) ** 24).sqrt()
+        recorded *= telephone(frequencies)
     return _set_level(torch.fft.irfft(recorded, size)[:length].numpy(), rng)
-
-
-def _room(rng: random.Random, random_numbers: np.random.Generator) -> Tensor:
-    """Returns an impulse response: the direct sound, and noise that falls by 60 dB in the room's time."""
-    count = round(SAMPLE_RATE * ROOM_SECONDS[1])
-    seconds = np.arange(count, dtype=np.float32) / SAMPLE_RATE
-    tail = random_numbers.standard_normal(count, dtype=np.float32)
-    tail *= np.exp(-math.log(1000) * seconds / rng.uniform(*ROOM_SECONDS))
-    tail *= rng.uniform(*ROOM_LEVEL) / np.linalg.norm(tail)
-    tail[0] = 1
-    return torch.from_numpy(tail)
-
-
-def _energy(spectrum: Tensor) -> float:
-    return float(torch.view_as_real(spectrum).square().sum())
-
-
-def _coloured_noise(frequencies: Tensor, slope: float, random_numbers: np.random.Generator) -> Tensor:
-    """Returns the spectrum of noise whose power falls with the frequency to the power `slope`."""
-    numbers = random_numbers.standard_normal((len(frequencies), 2), dtype=np.float32)
-    return torch.view_as_complex(torch.from_numpy(numbers)) * frequencies.clamp(min=LOWEST_NOISE) ** (-slope / 2)
-
-
-def _fast_size(length: int) -> int:
-    """Returns an even size of at least `length` whose Fourier transform is fast: few bits, then zeros."""
-    step = 1 << max(1, length.bit_length() - 4)
-    return -(-length // step) * step
 
 
 def _set_level(wave: np.ndarray, rng: random.Random) -> np.ndarray:
