@@ -16,6 +16,7 @@ from data.options import TrainingDataOptions
 from models import Recognizer
 from models.components.checkpointing import prepare_layers
 from models.optim import OptimizerConfig
+from models.transfer import freeze, kept_vocabulary, take_weights
 from utils.cli.config import parse_with_config, peek, read_yaml
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.errors import UsageError, one_line_errors
@@ -26,6 +27,7 @@ from utils.process import (
     keep_few_kernels,
     keep_large_blocks,
     quiet_packages,
+    say,
 )
 from utils.tokenizer import learn_vocabulary
 from utils.training.flags import VOCAB_SIZE, add_run_flags
@@ -66,12 +68,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def find_vocabulary(args: argparse.Namespace, saved: dict) -> list[str] | None:
     """Returns the pieces of --tokenizer bpe: a checkpoint's, or learnt from the training transcripts.
 
-    `saved` are the options of the checkpoint's network. Every process learns the same. Raises UsageError or DataError.
+    Those of --init_from are kept where its alphabet is the same, and --vocab_size does not ask for another number.
+    `saved` are the options of the network that the run goes on from. Every process learns the same. Raises UsageError,
+    DataError or CheckpointError.
     """
     if args.tokenizer != "bpe":
         return None
     if saved:
         return saved.get("vocabulary")
+    kept = args.init_from and kept_vocabulary(args.init_from, alphabet=args.alphabet, vocab_size=args.vocab_size)
+    if kept:
+        return kept
     options, size = TrainingDataOptions(**pick_arguments(TrainingDataOptions, args)), args.vocab_size or VOCAB_SIZE
     root = Path(options.data_root).expanduser()
     readers.download_missing(root, options.train_sets, url=options.librispeech_url)
@@ -80,8 +87,7 @@ def find_vocabulary(args: argparse.Namespace, saved: dict) -> list[str] | None:
         vocabulary = learn_vocabulary(texts, alphabet=args.alphabet, vocab_size=size)
     except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from None
-    if is_first_process():
-        print(f"{size} pieces learnt from {len(texts):,} transcripts: {' '.join(vocabulary[:8])} ...", flush=True)
+    say(f"{size} pieces learnt from {len(texts):,} transcripts: {' '.join(vocabulary[:8])} ...")
     return vocabulary
 
 
@@ -96,6 +102,8 @@ def build_network(args: argparse.Namespace, saved: dict) -> Recognizer:
         prepare_layers(network, recompute=args.gradient_checkpointing, compiled=args.compile)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
+    if args.freeze:
+        say(freeze(network, args.freeze))
     return network
 
 
@@ -126,6 +134,8 @@ def train(args: argparse.Namespace) -> tuple:
         network = build_network(args, saved)
         if checkpoint:
             check_same_network(args, checkpoint, saved, network)
+        elif args.init_from:
+            say(take_weights(network, args.init_from))
         data = LibriSpeechDataModule(
             TrainingDataOptions(**pick_arguments(TrainingDataOptions, args)), network.tokenizer,
             output_frames=network.output_frames, overfit=bool(args.overfit_batches))

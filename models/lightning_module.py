@@ -42,10 +42,10 @@ class SpeechModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Takes the training set's feature statistics, unless a checkpoint brought them."""
-        if self.network.features.feature_norm == "global" and self.trainer.ckpt_path is None:
-            device = self.network.features.mean.device
-            batches = self.trainer.datamodule.statistics_batches()
-            self.network.features.fit_global_statistics((w.to(device), n.to(device)) for w, n in batches)
+        features = self.network.features
+        if features.feature_norm == "global" and self.trainer.ckpt_path is None and not features.has_statistics:
+            batches, device = self.trainer.datamodule.statistics_batches(), features.mean.device
+            features.fit_global_statistics((w.to(device), n.to(device)) for w, n in batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's random numbers a function of seed, epoch, step and process."""

@@ -25,7 +25,7 @@ def load_network(path, build: Callable[..., nn.Module], models: Container[str]) 
         raise CheckpointError(path, f"holds a model {config['model']!r}, which this version does not have")
     weights = network_weights(checkpoint)
     try:
-        with torch.device("meta"), _WithoutInitialization():  # shapes alone: a file may state a network of any size
+        with torch.device("meta"), WithoutInitialization():  # shapes alone: a file may state a network of any size
             check_shapes(build(**config).state_dict(), weights)
         network = build(**config)
         network.load_state_dict(weights)
@@ -35,7 +35,7 @@ def load_network(path, build: Callable[..., nn.Module], models: Container[str]) 
     return network
 
 
-class _WithoutInitialization(TorchFunctionMode):
+class WithoutInitialization(TorchFunctionMode):
     """Skips the initialisation of weights, for which the meta device would load PyTorch's compiler: 0.8 s."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

@@ -78,6 +78,12 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
+def say(text: str) -> None:
+    """Prints a line of the run, once however many processes it has."""
+    if is_first_process():
+        print(text, flush=True)
+
+
 def git_revision() -> str:
     """Returns the commit of the code, with `-dirty` where files differ from it; `unknown` outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

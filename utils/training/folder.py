@@ -57,7 +57,10 @@ def write_config(args: argparse.Namespace, logger) -> None:
 
 
 class RunConfig(Callback):
-    """Writes the flags of the run, as they apply, to `config.yaml` and to the logger."""
+    """Writes the flags of the run, as they apply, to `config.yaml` and to the logger.
+
+    Those of transfer are kept in checkpoints as well, for the run that goes on.
+    """
 
     def __init__(self, flags: argparse.Namespace):
         self.flags = flags
@@ -66,6 +69,10 @@ class RunConfig(Callback):
         """Writes them once the run goes: one that is refused leaves the file of the run before."""
         if trainer.is_global_zero:
             write_config(self.flags, trainer.logger)
+
+    def on_save_checkpoint(self, trainer, module, checkpoint: dict) -> None:
+        """Adds where the first weights came from, and which parameters the optimiser's state leaves out."""
+        checkpoint |= {"init_from": self.flags.init_from, "freeze": list(self.flags.freeze)}
 
 
 def write_results(folder, results: Mapping[str, ErrorCounts], checkpoint: str) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from utils.checkpoint.reading import CheckpointError, newest_checkpoint, read_resumable
 from utils.errors import UsageError, UserError, is_out_of_memory
-from utils.process import is_first_process
+from utils.process import say
 from utils.training.folder import is_own
 
 
@@ -20,12 +20,16 @@ def resume_from(args: argparse.Namespace) -> tuple[str | None, dict]:
         return None, {}
     folder, auto = Path(args.output_dir, "checkpoints"), args.checkpoint_path == "auto"
     if auto and not any(folder.glob("*.ckpt")):
-        _say(f"{folder}: no checkpoint yet, so this run begins anew")
+        say(f"{folder}: no checkpoint yet, so this run begins anew")
         return None, {}
     path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
     checkpoint = read_resumable(path)
     check_optimizer(args, path, checkpoint)
+    check_frozen(args, path, checkpoint)
     check_epochs(args, path, checkpoint, own=is_own(args.checkpoint_path, folder))
+    if args.init_from:
+        say(f"--init_from {args.init_from}: not read, this run goes on from {path}, which holds all weights")
+    args.init_from = checkpoint.get("init_from")  # what config.yaml states
     return str(path), checkpoint["recognizer"]
 
 
@@ -35,7 +39,15 @@ def check_optimizer(args: argparse.Namespace, path: Path, checkpoint: dict) -> N
     if before != args.optimizer:
         raise UsageError(f"--optimizer was {before!r}, is {args.optimizer!r}: {path} holds the state of the first")
     if "current_model_state" in checkpoint and not args.ema_decay:
-        _say(f"{path}: training goes on from the moving average of the weights; without --ema_decay no other is kept")
+        say(f"{path}: training goes on from the moving average of the weights; without --ema_decay no other is kept")
+
+
+def check_frozen(args: argparse.Namespace, path: Path, checkpoint: dict) -> None:
+    """Raises UsageError for other frozen parameters: the checkpoint holds the optimiser's state of the trained ones."""
+    before, now = (" ".join(sorted(set(patterns))) for patterns in (checkpoint.get("freeze", []), args.freeze))
+    if before != now:
+        raise UsageError(f"--freeze was {before!r}, is {now!r}: a run goes on with the parameters that it began with; "
+                         f"a new run with --init_from {path} may train others")
 
 
 def check_epochs(args: argparse.Namespace, path: Path, checkpoint: dict, *, own: bool) -> None:
@@ -56,12 +68,7 @@ def check_epochs(args: argparse.Namespace, path: Path, checkpoint: dict, *, own:
         raise UsageError(f"--epochs {args.epochs}: {path} has trained as many, so that nothing would be trained here; "
                          "--epochs counts those of the checkpoint")
     if done == args.epochs:
-        _say(f"{path}: all {done} epochs are trained")
-
-
-def _say(text: str) -> None:
-    if is_first_process():
-        print(text, flush=True)
+        say(f"{path}: all {done} epochs are trained")
 
 
 def check_same_network(args: argparse.Namespace, path: str, saved: dict, network) -> None:

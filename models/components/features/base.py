@@ -60,6 +60,11 @@ class Features(nn.Module, ABC):
         mean, variance = frame_moments(features, lengths)  # (B, 1, F) each
         return (features - mean).mul_((variance + VARIANCE_FLOOR).rsqrt())
 
+    @property
+    def has_statistics(self) -> bool:
+        """Returns whether the mean and scale of "global" are set."""
+        return bool((self.scale != 1).any())
+
     @torch.no_grad()
     def fit_global_statistics(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Sets the mean and scale of "global" from `(waveforms, sample_counts)` of training audio."""
