@@ -18,7 +18,9 @@ import train
 from models import Recognizer
 from utils.checkpoint.reading import CheckpointError, original_of
 from utils.errors import UsageError
+from utils.training.launch import Devices
 from utils.training.resuming import check_same_network, resume_from
+from utils.training.trainer import warn_of_slow_precision
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,14 @@ def test_overfit_validates_on_what_it_trains_on(tmp_path):
     trainer, _ = train.train(args)
     assert trainer.datamodule.val_sets == ["train"]
     assert trainer.num_training_batches == 1
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_processor_without_bfloat16_is_warned_of(supported, monkeypatch, capsys):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    for precision in ("32-true", "bf16-mixed"):
+        warn_of_slow_precision(precision, Devices("cpu", 1, 1))
+    assert ("--precision bf16-mixed: this processor" in capsys.readouterr().out) is not supported
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true", "64-true"])

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from utils.errors import UsageError
+from utils.process import is_first_process
 from utils.training.callbacks import EarlyStop, History, SkippedFiles, Throughput
 from utils.training.checkpointing import AtomicCheckpointIO, BestCheckpoints, LatestCheckpoints, PeriodicCheckpoint
 from utils.training.folder import RunConfig
@@ -26,6 +27,7 @@ KEPT_CHECKPOINTS = 3  # best by val WER
 def build_trainer(run: argparse.Namespace, devices: Devices, logger: Logger | None) -> lightning.Trainer:
     """Returns Lightning's Trainer for the flags of a run, and sets those that were left open. Raises UsageError."""
     run.precision = run.precision or choose_precision(devices)
+    warn_of_slow_precision(run.precision, devices)
     run.dist_backend = choose_strategy(run.dist_backend, devices, ema_decay=run.ema_decay)
     try:
         return lightning.Trainer(
@@ -45,6 +47,14 @@ def choose_precision(devices: Devices) -> str:
     if devices.accelerator == "cpu":
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def warn_of_slow_precision(precision: str, devices: Devices) -> None:
+    """Says once where a processor lacks the instructions for bfloat16 and would compute each product by detours."""
+    slow = devices.accelerator == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if slow and precision.startswith("bf16") and is_first_process():
+        print(f"--precision {precision}: this processor has no instructions for bfloat16, so that training takes many "
+              "times as long as with 32-true", flush=True)
 
 
 def choose_strategy(name: str | None, devices: Devices, *, ema_decay: float) -> str:
