@@ -33,8 +33,9 @@ from models import Recognizer
 from models.inference.tuning import tune_decoding
 from utils.audio import SAMPLE_RATE
 from utils.checkpoint.averaging import average_checkpoints, best_checkpoints
-from utils.checkpoint.reading import network_weights, original_of
+from utils.checkpoint.reading import find_checkpoint, network_weights, original_of
 from utils.cli.config import parse_with_config
+from utils.cli.decoding import own_decoding
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.cli.values import nonnegative_int, positive_int
 from utils.decoding.decoder import Decoder
@@ -73,7 +74,8 @@ class Output:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all flags."""
     parser = OneLineParser(prog="evaluate.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, nargs="+", help="checkpoints that train.py wrote")
+    parser.add_argument("--checkpoint", required=True, nargs="+",
+                        help="checkpoints that train.py wrote, or names of networks in pretrained/")
     parser.add_argument("--average", type=positive_int, default=1,
                         help="average the weights of this many checkpoints, the best by val WER of each one's folder")
     parser.add_argument("--compare_greedy", action=argparse.BooleanOptionalAction, default=False,
@@ -92,8 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the flags, those of the config file among them; the command line wins. Raises UsageError."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = parse_with_config(build_parser(), argv)
+    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
+    args = parse_with_config(parser, argv)
+    if len(args.checkpoint) == 1:
+        args = parse_with_config(parser, argv, below=own_decoding(args, args.checkpoint[0], parser))
     args.command_line = f"python evaluate.py {shlex.join(argv)}"
     args.checkpoint, args.test_sets = list(dict.fromkeys(args.checkpoint)), list(dict.fromkeys(args.test_sets))
     args.data = DataOptions(**pick_arguments(DataOptions, args))
@@ -121,7 +125,8 @@ def decoding_options(args: argparse.Namespace) -> dict[str, DecodingOptions]:
 def load_networks(args: argparse.Namespace) -> dict[str, tuple[list[str], Recognizer]]:
     """Returns paths of weights and the network on the device, by short name. Raises UsageError or CheckpointError."""
     device = find_device(args.device)
-    loaded = {name: load_network(path, args.average, device) for name, path in short_names(args.checkpoint).items()}
+    paths = short_names([str(find_checkpoint(path)) for path in args.checkpoint])
+    loaded = {name: load_network(path, args.average, device) for name, path in paths.items()}
     if len({network.tokenizer.characters for _, network in loaded.values()}) > 1:
         raise UsageError("--checkpoint: the networks have different alphabets, so they cannot be compared on the same "
                          "utterances; evaluate them one by one")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Transcribes audio files.
 
-    python inference.py --checkpoint X.ckpt --audio a.wav
+    python inference.py --audio a.wav
     python inference.py --checkpoint X.ckpt --audio b.flac recordings/ --output_format srt --output_dir out
     python inference.py --checkpoint X.ckpt --audio a.wav --decoder beam --lm X.arpa
-    arecord -f S16_LE -r 16000 -t raw | python inference.py --checkpoint X.ckpt --stream
+    arecord -f S16_LE -r 16000 -t raw | python inference.py --stream
 
 The exit status is 0 where every file was transcribed, 1 where some could not be, 2 where a flag, the
 checkpoint or the language model is wrong.
@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from models import Recognizer, Transcriber
 from utils.audio import AudioError, probe_seconds
+from utils.checkpoint.pretrained import DEFAULT, STREAMING
 from utils.cli.config import parse_with_config
+from utils.cli.decoding import own_decoding
 from utils.cli.parser import OneLineParser, add_constructor_flags
 from utils.cli.recordings import find_recordings, output_stems, readable_paths
 from utils.cli.values import positive_float, positive_int
@@ -35,7 +37,8 @@ from utils.types import Transcript
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of every flag."""
     parser = OneLineParser(prog="inference.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint that train.py wrote")
+    parser.add_argument("--checkpoint", help="a checkpoint that train.py wrote, or the name of a network in "
+                        f"pretrained/; {DEFAULT} where none is given, {STREAMING} for --stream")
     parser.add_argument("--audio", nargs="+", default=[], help="files, folders, patterns, or - for standard input")
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=False,
                         help="text as it comes, of WAV or raw 16 kHz 16-bit mono audio on standard input")
@@ -52,13 +55,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Flags and the config file, the command line winning. Raises UsageError."""
-    args = parse_with_config(build_parser(), sys.argv[1:] if argv is None else argv)
+    """Returns the flags, those of the config file among them; the command line wins. Raises UsageError."""
+    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
+    args = parse_with_config(parser, argv)
     if bool(args.audio) == args.stream:
         raise UsageError("give either --audio FILES or --stream")
     if args.output_format == "all" and not args.output_dir:
         raise UsageError("--output_format all needs --output_dir")
-    return args
+    network = args.checkpoint or (STREAMING if args.stream else DEFAULT)
+    own = own_decoding(args, network, parser)
+    if not args.checkpoint:
+        print(f"inference.py: no --checkpoint, so the pretrained network {network} is used", file=sys.stderr)
+    return parse_with_config(parser, argv, below=[f"--checkpoint={network}", *own])
 
 
 def build_transcriber(args: argparse.Namespace) -> Transcriber:

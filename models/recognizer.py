@@ -144,5 +144,8 @@ class Recognizer(nn.Module, ABC):
 
     @staticmethod
     def from_checkpoint(path, device: str | torch.device = "cpu") -> "Recognizer":
-        """Returns the network of a checkpoint, in evaluation mode. Raises CheckpointError in one line."""
+        """Returns the network of a checkpoint, or a pretrained one by its name, in evaluation mode.
+
+        Raises CheckpointError in one line.
+        """
         return load_network(path, Recognizer.build, Recognizer.registry).eval().to(device)

@@ -88,7 +88,6 @@ def test_bad_files_are_named_and_the_others_go_on(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--audio", "x.wav"], "required: --checkpoint"),
     (["--checkpoint", "absent.ckpt", "--audio", "x.wav"], "absent.ckpt: no such checkpoint file"),
     (["--checkpoint", str(ROOT / "LICENSE"), "--audio", "x.wav"], "LICENSE: not a checkpoint"),
     (["--checkpoint", "{good}", "--audio", "x.wav", "--device", "abacus"], "--device abacus"),

@@ -1,16 +1,20 @@
 """New runs that begin with another network's weights, and parameters that stay as they are."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import PIECES, TINY, tiny_network
+from conftest import PIECES, ROOT, TINY, tiny_network
 from test_contracts import make_batch, speech
 from test_resume_flags import refused
 from training_runs import arguments, checkpoint, run, weights
 
+import evaluate
+import inference
 import train
 from models import Recognizer
 from models.transfer import freeze, kept_vocabulary, shortened, take_weights
@@ -276,3 +280,17 @@ def test_wrong_flags_are_refused_before_anything_runs(tmp_path, source, capsys, 
     model = "las" if "las" in flags else "deepspeech2"
     assert message in refused(capsys, *arguments(tmp_path / "run", *flags, model=model))
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+# -- docs/transfer.md ------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+@pytest.mark.parametrize("command", re.findall(r"python (?:train|evaluate|inference)\.py [^`\n]+", PAGE))
+def test_the_commands_of_the_page_are_understood(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("network.yaml").write_text("model: deepspeech2\nhead: linear\n")
+    program, *flags = shlex.split(command)[1:]
+    parse = {"train.py": train, "evaluate.py": evaluate, "inference.py": inference}[program].parse_arguments
+    assert vars(parse(flags))

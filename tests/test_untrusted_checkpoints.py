@@ -82,9 +82,12 @@ DOORS = {  # main, and the flags that hand it a checkpoint
                                                  "--test_sets", "dev"]),
     "train.py": (train.main, lambda path: ["--checkpoint_path", str(path), "--output_dir", str(path.parent / "run")]),
     "train.py auto": (train.main, auto),
+    "train.py --init_from": (train.main, lambda path: ["--init_from", str(path), "--output_dir",
+                                                       str(path.parent / "run")]),
     "evaluate.py --tune": (evaluate.main, lambda path: ["--tune", "--checkpoint", str(path), "--val_sets", "dev",
                                                         "--data_root", str(CORPUS), "--lm", str(arpa(path)),
                                                         "--output", str(path.parent / "x.yaml")]),
+    "utils.checkpoint flags": (checkpoint_module.main, lambda path: ["flags", str(path)]),
     "utils.checkpoint": (checkpoint_module.main, lambda path: ["export", str(path), str(path) + ".safetensors"]),
 }
 

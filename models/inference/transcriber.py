@@ -1,7 +1,7 @@
 """Recordings of any length to transcripts, in bounded memory.
 
     from models import Transcriber
-    transcript = Transcriber("X.ckpt").transcribe("a.wav")
+    transcript = Transcriber("english").transcribe("a.wav")
     print(transcript.text, transcript.words[0].start)
 """
 
@@ -25,7 +25,7 @@ class Transcriber:
     """A network, a decoder, and the reading of audio around them.
 
     Args:
-        network: a recogniser, or the path of a checkpoint.
+        network: a recogniser, the path of a checkpoint, or the name of a network in `pretrained/`.
         decoding: how texts are chosen; greedily by default.
         batch_size: parts of recordings that the network takes at once.
         segment_seconds: longest segment for an attention network; about the longest that it was trained on.

@@ -1,28 +1,56 @@
-"""Exports a checkpoint's network as a safetensors file, to share.
+"""Exports a checkpoint's network as a safetensors file, to share, or shows the flags that it was built with.
 
     python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors
+    python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors --dtype float16
+    python -m utils.checkpoint flags NAME.safetensors > network.yaml
 
-The file can be used wherever a checkpoint can, but for --checkpoint_path: no run goes on from it.
+The first two files can be used wherever a checkpoint can, but for --checkpoint_path: no run goes on from them. The
+last one is for `train.py --config network.yaml --init_from NAME.safetensors`.
 """
 
+import argparse
 import json
 from pathlib import Path
 
+import torch
+import yaml
 from torch import Tensor
 
-from utils.checkpoint.reading import CheckpointError, network_weights, read_checkpoint
+from utils.checkpoint.reading import CheckpointError, find_checkpoint, network_weights, read_checkpoint
 from utils.checkpoint.untrusted import SUFFIX, VERSION
 from utils.cli.parser import OneLineParser
 from utils.errors import one_line_errors
 from utils.files.atomic import atomic_write
 
+PROGRAM = "python -m utils.checkpoint"
 
-def export(source, target) -> None:
-    """Writes a checkpoint's network as a safetensors file. Raises CheckpointError and OSError."""
+
+def export(source, target, dtype: torch.dtype | None = None) -> None:
+    """Writes a checkpoint's network as a safetensors file, in the types that it has or as `convert` makes them.
+
+    Raises CheckpointError, also for a weight that `dtype` cannot hold, and OSError.
+    """
     if Path(target).suffix != SUFFIX:
         raise CheckpointError(target, f"must end in {SUFFIX}")
     checkpoint = read_checkpoint(source)
-    write_network(target, checkpoint["recognizer"], network_weights(checkpoint))
+    weights = network_weights(checkpoint)
+    try:
+        write_network(target, checkpoint["recognizer"], convert(weights, dtype) if dtype else weights)
+    except OverflowError as error:
+        raise CheckpointError(source, str(error)) from None
+
+
+def convert(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns weights with matrices and filters as `dtype`; vectors (biases, norms, statistics) are few and stay.
+
+    Raises OverflowError for a number that becomes infinite.
+    """
+    converted = {name: value.to(dtype) if value.is_floating_point() and value.dim() > 1 else value
+                 for name, value in weights.items()}
+    for name, value in weights.items():
+        if not torch.equal(value.isfinite(), converted[name].isfinite()):
+            raise OverflowError(f"{name} holds {value.abs().max():g}, too much for {str(dtype).removeprefix('torch.')}")
+    return converted
 
 
 def write_network(path, config: dict, weights: dict[str, Tensor]) -> None:
@@ -34,16 +62,39 @@ def write_network(path, config: dict, weights: dict[str, Tensor]) -> None:
     atomic_write(path, save(separate, metadata=metadata))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Ends with status 0, or 2 where a flag or a file is wrong."""
-    parser = OneLineParser(prog="python -m utils.checkpoint", description=__doc__.splitlines()[0])
-    command = parser.add_subparsers(metavar="export", required=True).add_parser("export", help="to a safetensors file")
+def network_flags(source) -> str:
+    """Returns a checkpoint's model and its options as YAML for `train.py --config`, pieces of words left out.
+
+    Raises CheckpointError.
+    """
+    config = read_checkpoint(source)["recognizer"]
+    return yaml.safe_dump({name: value for name, value in config.items() if name != "vocabulary"}, sort_keys=False)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Returns the command and what it is about. Raises UsageError."""
+    parser = OneLineParser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", metavar="export|flags", required=True)
+    command = commands.add_parser("export", help="to a safetensors file")
     command.add_argument("source", help="a checkpoint that train.py wrote")
     command.add_argument("target", help="NAME.safetensors")
-    with one_line_errors(parser.prog):
-        args = parser.parse_args(argv)
-        export(args.source, args.target)
-        print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:,.1f} MB")
+    command.add_argument("--dtype", choices=["float32", "float16"],
+                         help="type of matrices and filters, which are float32 again once they are read")
+    command = commands.add_parser("flags", help="of the network, in YAML")
+    command.add_argument("source", help="a checkpoint, or the name of a network in pretrained/")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Ends with status 0, or 2 where a flag or a file is wrong."""
+    with one_line_errors(PROGRAM):
+        args = parse_arguments(argv)
+        if args.command == "flags":
+            print(network_flags(args.source), end="")
+            return
+        export(args.source, args.target, args.dtype and getattr(torch, args.dtype))
+        sizes = [f"{Path(path).stat().st_size / 1e6:,.1f} MB" for path in (args.target, find_checkpoint(args.source))]
+        print(f"{args.target}: {sizes[0]}, from {args.source} of {sizes[1]}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from utils.checkpoint.pretrained import WEIGHTS, find_folder, network_names
 from utils.checkpoint.untrusted import SUFFIX, ValidationError, check_network, load_saved, load_shared
 from utils.errors import UserError, printable
 
@@ -20,15 +21,28 @@ class CheckpointError(UserError):
         super().__init__(f"{path}: {reason}")
 
 
+def find_checkpoint(path) -> Path:
+    """Returns the file of a checkpoint, or the weights of a pretrained network by its name. A file that exists wins.
+
+    Raises CheckpointError where there is no such file, and names the networks that there are.
+    """
+    folder = find_folder(path)
+    file = Path(path) if folder is None else folder / WEIGHTS
+    if not file.is_file():
+        is_path = folder is None and (file.suffix or file.name != str(path))
+        known = f"; the pretrained networks are: {', '.join(network_names()) or 'none'}"
+        raise CheckpointError(file, "no such checkpoint file" + ("" if is_path else known))
+    return file
+
+
 def read_checkpoint(path) -> dict:
     """Returns the content of a checkpoint that `train.py` wrote, on the CPU; no code in it is run.
 
-    It holds `recognizer` (the model's name and options, plain values), `state_dict`, and what
-    Lightning needs to resume, unless it is a safetensors file. Raises CheckpointError.
+    The name of a pretrained network stands for its weights. The content has `recognizer` (the model's name and
+    options, plain values), `state_dict`, and what Lightning needs to resume, unless it is a safetensors file. Raises
+    CheckpointError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(path, "no such checkpoint file")
+    path = find_checkpoint(path)
     try:
         checkpoint = _read_shared(path) if path.suffix == SUFFIX else load_saved(path)
         check_network(checkpoint)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 
 import yaml
 
@@ -12,13 +13,14 @@ from utils.files.text import decode
 LARGEST_CONFIG = 64 << 10  # bytes
 
 
-def parse_with_config(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+def parse_with_config(parser: argparse.ArgumentParser, argv: list[str], *,
+                      below: Sequence[str] = ()) -> argparse.Namespace:
     """Parses flags and, where `--config` is one of them, a file of flags, which the command line wins over.
 
-    Raises UsageError.
+    Both win over the flags `below`. Raises UsageError.
     """
     config = peek("--config", argv)
-    return parser.parse_args((config_arguments(config, parser) if config else []) + argv)
+    return parser.parse_args([*below, *(config_arguments(config, parser) if config else []), *argv])
 
 
 def peek(flag: str, argv: list[str], *short: str) -> str | None:

@@ -47,7 +47,8 @@ def _add_training_flags(group) -> None:
     group.add_argument("--vocab_size", type=positive_int,
                        help=f"pieces of --tokenizer bpe, learnt from the training transcripts; {VOCAB_SIZE} by default")
     group.add_argument("--init_from", metavar="CHECKPOINT",
-                       help="take the weights of a .ckpt or .safetensors file, in layers of the same name and shapes")
+                       help="begin with the weights of a .ckpt or .safetensors file, or of a network in pretrained/ by "
+                       "its name, in layers that have the same names and shapes")
     group.add_argument("--freeze", nargs="*", default=[], metavar="PATTERN",
                        help="parameters that stay as they are, by patterns of their names such as cnn.* rnn.0.*")
     group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0, help="gradient norm; 0 for none")
