@@ -81,8 +81,9 @@ def find_vocabulary(args: argparse.Namespace, saved: dict) -> list[str] | None:
         return kept
     options, size = TrainingDataOptions(**pick_arguments(TrainingDataOptions, args)), args.vocab_size or VOCAB_SIZE
     root = Path(options.data_root).expanduser()
-    readers.download_missing(root, options.train_sets, url=options.librispeech_url)
-    texts = readers.read_transcripts(root, options.train_sets)
+    names = [name for name, _ in options.train_factors()]
+    readers.download_missing(root, names, url=options.librispeech_url)
+    texts = readers.read_transcripts(root, names)
     try:
         vocabulary = learn_vocabulary(texts, alphabet=args.alphabet, vocab_size=size)
     except (ValueError, ImportError) as error:

@@ -22,6 +22,7 @@ from benchmarks.material import CORPUS, write_joined
 from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, show
 from data.augment import Augmentation
 from data.dataset import SpeechDataset, SpeechLoader
+from data.epoch_contents import EpochContents
 from data.epoch_progress import EpochProgress
 from data.index import Utterance
 from data.options import AugmentationOptions
@@ -39,7 +40,7 @@ def loader(paths: list[Path], seconds: list[float], *, batch_size: int, **augmen
     tokenizer = CharTokenizer()
     utterances = [Utterance(path.stem, str(path), "a", tokenizer.encode("a"), duration, "")
                   for path, duration in zip(paths, seconds, strict=True)]
-    batches = DurationBatchSampler(seconds, BatchConfig(batch_size), shuffle=True)
+    batches = DurationBatchSampler(EpochContents(seconds), BatchConfig(batch_size), shuffle=True)
     augment = Augmentation(AugmentationOptions(**augmented), paths[0].parent)
     return SpeechLoader(SpeechDataset(utterances, tokenizer, augment=augment), EpochProgress(batches), num_workers=0)
 

@@ -5,7 +5,8 @@
 
 LibriSpeech's durations are drawn from distributions built to its published means and ranges: train-clean-100
 28,539 utterances, mean 12.7 s, most of 12 to 17 s, from 1.4 to 24.5 s; test-clean 2,620, mean 7.4 s, skewed,
-from 1.3 to 35 s. Corpora at hand are probed.
+from 1.3 to 35 s. Corpora at hand are probed. Training's batches are measured with speed perturbation as well, as most
+recipes have it: speeds that the sampler draws, and for comparison speeds that are drawn once the batches are made.
 """
 
 from pathlib import Path
@@ -14,8 +15,12 @@ import numpy as np
 
 from benchmarks.material import CORPUS, sound_files
 from benchmarks.measure import benchmark_parser, show
+from data.epoch_contents import EpochContents
 from data.sampler import BatchConfig, DurationBatchSampler
 from utils.audio import probe_seconds
+
+SPEEDS = (0.9, 1.0, 1.1)  # of the recipes
+Perturbed = list[tuple[np.ndarray, np.ndarray]]  # of each batch, its utterances and their speeds
 
 
 def like_train_clean_100(size: int, random: np.random.Generator) -> np.ndarray:
@@ -42,10 +47,32 @@ def random_batches(size: int, random: np.random.Generator, batch_size: int = 32)
 
 
 def our_batches(seconds: np.ndarray, config: BatchConfig, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
-    """An epoch of the sampler that training uses."""
-    sampler = DurationBatchSampler(list(seconds), config, shuffle=shuffle)
+    """An epoch of the sampler."""
+    sampler = DurationBatchSampler(EpochContents(seconds), config, shuffle=shuffle)
     sampler.set_epoch(epoch)
     return [np.array([ref.index for ref in batch]) for batch in sampler]
+
+
+def perturbed_epoch(seconds: np.ndarray, config: BatchConfig, epoch: int, *, by_sampler: bool) -> Perturbed:
+    """Batches and their speeds: the sampler's, or batches for the slowest speed and speeds drawn afterwards."""
+    if not by_sampler:
+        random, batches = np.random.default_rng(epoch), our_batches(seconds / min(SPEEDS), config, epoch=epoch)
+        return [(batch, random.choice(SPEEDS, len(batch))) for batch in batches]
+    sampler = DurationBatchSampler(EpochContents(seconds, speeds=SPEEDS), config, shuffle=True)
+    sampler.set_epoch(epoch)
+    return [(np.array([ref.index for ref in batch]), np.array([ref.speed for ref in batch])) for batch in sampler]
+
+
+def perturbed_row(name: str, seconds: np.ndarray, config: BatchConfig, *, by_sampler: bool) -> dict:
+    """The row of training with speed perturbation."""
+    first, second = (perturbed_epoch(seconds, config, epoch, by_sampler=by_sampler) for epoch in range(2))
+    lengths = [seconds[batch] / speeds for batch, speeds in first]
+    padded = [length.max() * len(length) for length in lengths]
+    size, when = str(config).removeprefix("1 process with "), "by the sampler" if by_sampler else "after batching"
+    return {"durations": name, "batches": f"ours, {size}, speeds drawn {when}",
+            "waste %": 100 * (1 - sum(map(np.sum, lengths)) / sum(padded)), "most padded s": float(max(padded)),
+            "batches per epoch": len(first),
+            "together again %": 100 * together_again([batch for batch, _ in first], [batch for batch, _ in second])}
 
 
 def together_again(first: list[np.ndarray], second: list[np.ndarray]) -> float:
@@ -68,7 +95,8 @@ def rows_of(name: str, seconds: np.ndarray, batch_seconds: float) -> list[dict]:
               "ours, evaluation": [our_batches(seconds, by_count, shuffle=False)] * 2}
     return [{"durations": name, "batches": kind, "waste %": 100 * waste(seconds, first),
              "most padded s": float(max(seconds[batch].max() * len(batch) for batch in first)),
-             "together again %": 100 * together_again(first, second)} for kind, (first, second) in epochs.items()]
+             "batches per epoch": len(first), "together again %": 100 * together_again(first, second)}
+            for kind, (first, second) in epochs.items()]
 
 
 def main() -> None:
@@ -83,6 +111,8 @@ def main() -> None:
     for folder in args.corpus:
         durations["/".join(folder.parts[-2:])] = np.array([probe_seconds(path) for path in sound_files(folder)])
     rows = [row for name, seconds in durations.items() for row in rows_of(name, seconds, args.batch_seconds)]
+    rows += [perturbed_row(name, seconds, config, by_sampler=by_sampler) for name, seconds in durations.items()
+             for config in (BatchConfig(32), BatchConfig(32, args.batch_seconds)) for by_sampler in (True, False)]
     facts = {f"{name}, mean s": round(float(seconds.mean()), 2) for name, seconds in durations.items()}
     show("padding of batches, and pairs that meet again in the next epoch", rows, json_path=args.json, **facts)
 

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.measure import benchmark_parser, peak_memory, prepare, show, wall_clock
 from benchmarks.padding import like_train_clean_100
+from data.epoch_contents import EpochContents
 from data.sampler import BatchConfig, DurationBatchSampler
 from models import Recognizer
 from train import build_network, parse_arguments
@@ -70,7 +71,7 @@ def batches(seconds: np.ndarray, budget: float, *, by_duration: bool, count: int
     if not by_duration:
         size = round(budget / seconds.mean())
         return [random.choice(seconds, size, replace=False) for _ in range(count)]
-    sampler = DurationBatchSampler(seconds.tolist(), BatchConfig(1, budget), shuffle=True)
+    sampler = DurationBatchSampler(EpochContents(seconds), BatchConfig(1, budget), shuffle=True)
     drawn = [seconds[[ref.index for ref in batch]] for batch in sampler]
     return drawn[:: max(1, len(drawn) // count)][:count]  # of all durations, not the first few
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from data import readers
 from data.augment import Augmentation
 from data.dataset import SpeechDataset, SpeechLoader
+from data.epoch_contents import EpochContents, SetShare
 from data.epoch_progress import EpochProgress, EpochState
 from data.index import DataError, Index, Utterance, build_index
 from data.options import TrainingDataOptions
 from data.sampler import BatchConfig, DurationBatchSampler, SampleRef
 from utils.audio import SAMPLE_RATE
+from utils.errors import printable
 from utils.files.locks import waiting_lock
 from utils.process import is_first_process
 from utils.tokenizer import Tokenizer, ctc_frames_needed
@@ -34,7 +36,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         tokenizer: encodes the transcripts.
         output_frames: samples to output frames of a network that needs as many frames as CTC does;
             training utterances with fewer are left out. None keeps all.
-        overfit: train and validate on the training sets in one fixed order.
+        overfit: train and validate on the training sets, each once, in one fixed order.
 
     Raises DataError where a folder of noises or impulse responses has none that can be read.
     """
@@ -45,7 +47,9 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         self.options, self.tokenizer = options, tokenizer
         self.output_frames, self.overfit = output_frames, overfit
         self.data_root, self.cache_dir = Path(options.data_root).expanduser(), Path(options.cache_dir).expanduser()
-        self.train_sets, self.test_sets = list(options.train_sets), list(options.test_sets)
+        self.train_sets = [name for name, _ in options.train_factors()]
+        self.factors = [1.0 if overfit else factor for _, factor in options.train_factors()]
+        self.test_sets = list(options.test_sets)
         self.val_sets = self.train_sets if overfit else list(options.val_sets)
         self.augmentation = Augmentation(options, self.cache_dir)
         self._indexes: dict[tuple[str, bool], Index] = {}
@@ -69,6 +73,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
             for index in self.indexes():
                 if is_first_process():
                     print(index, flush=True)
+        if is_first_process() and set(self.factors) - {1.0}:
+            print(self._describe_mix(), flush=True)
 
     def setup(self, stage: str) -> None:
         """Raises DataError, before anything is trained, where a split has fewer utterances than there are processes."""
@@ -93,6 +99,15 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
             index = build_index(name, entries, faults, self.tokenizer, self.cache_dir)
             self._indexes[key] = self._long_enough(index) if training else index
         return self._indexes[key]
+
+    def _describe_mix(self) -> str:
+        """Returns a line that says which share of an epoch's audio is of each training set."""
+        indexes = [self.index(name, training=True) for name in self.train_sets]
+        hours = [factor * sum(utterance.seconds for utterance in index.utterances) / 3600
+                 for index, factor in zip(indexes, self.factors, strict=True)]
+        shares = [f"{one} {100 * part / sum(hours):.1f} %"
+                  for one, part in zip(self.options.train_sets, hours, strict=True)]
+        return printable(f"each epoch: {sum(hours):.2f} h, of which {', '.join(shares)}")
 
     def _long_enough(self, index: Index) -> Index:
         """Leaves out utterances whose text needs more frames than the network would give."""
@@ -164,13 +179,13 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     def _loader(self, utterances: list[Utterance], *, training: bool = False) -> SpeechLoader:
         options, resumed = self.options, self._resumed if training else None
-        speeds = options.speed_perturb if training else ()
-        dataset = SpeechDataset(utterances, self.tokenizer, speeds=speeds, skip_bad_audio=options.skip_bad_audio,
+        dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=options.skip_bad_audio,
                                 augment=self.augmentation if training else None)
+        contents = EpochContents([utterance.seconds for utterance in utterances], self._shares() if training else (),
+                                 speeds=options.speed_perturb if training else (), seed=options.seed)
         try:
-            batches = DurationBatchSampler(
-                [utterance.seconds / min(speeds, default=1.0) for utterance in utterances], self._batch_config(),
-                shuffle=training and not self.overfit, seed=options.seed, rank=self._rank())
+            batches = DurationBatchSampler(contents, self._batch_config(), shuffle=training and not self.overfit,
+                                           rank=self._rank())
             progress = EpochProgress(batches, resumed.epoch, resumed.segments) if resumed else EpochProgress(batches)
         except ValueError as error:
             remedy = "go on from the end of an epoch (last.ckpt)" if resumed else "a larger split"
@@ -204,13 +219,18 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     def _state(self) -> EpochState:
         """Returns this run's state before its first epoch."""
-        slowest = min(self.options.speed_perturb, default=1.0)
-        lines = (f"{utterance.id} {utterance.seconds / slowest}" for utterance in self._training_utterances())
+        lines = [f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances()]
+        lines += [str(share) for share in self._shares() if set(self.factors) - {1.0}]
+        lines += [f"speed {speed}" for speed in sorted(self.options.speed_perturb)]
         fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         return EpochState(0, [], self._batch_config(), self.options.seed, fingerprint)
 
     def _training_utterances(self) -> list[Utterance]:
         return [u for name in self.train_sets for u in self.index(name, training=True).utterances]
+
+    def _shares(self) -> list[SetShare]:
+        return [SetShare(len(self.index(name, training=True).utterances), factor)
+                for name, factor in zip(self.train_sets, self.factors, strict=True)]
 
     def _batch_config(self) -> BatchConfig:
         return BatchConfig(self.options.batch_size, self.options.batch_seconds,

@@ -27,15 +27,14 @@ class SpeechDataset(Dataset):
     """Utterances to waveforms and tokens; stateless, so that any worker gives the same answer.
 
     Args:
-        speeds: factors of speed perturbation (Ko et al. 2015), one drawn for each reading; none by default.
         augment: changes a (S,) waveform by its seed, after the speed; None for no change.
         skip_bad_audio: leave a file that cannot be read out of its batch, instead of stopping the run.
     """
 
-    def __init__(self, utterances: list[Utterance], tokenizer: Tokenizer, *, speeds: list[float] = (),
+    def __init__(self, utterances: list[Utterance], tokenizer: Tokenizer, *,
                  augment: Callable[[Tensor, int], Tensor] | None = None, skip_bad_audio: bool = False):
         self.utterances, self.tokenizer = utterances, tokenizer
-        self.speeds, self.augment, self.skip_bad_audio = tuple(speeds), augment, skip_bad_audio
+        self.augment, self.skip_bad_audio = augment, skip_bad_audio
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -44,7 +43,7 @@ class SpeechDataset(Dataset):
         """Returns the utterance and its (S,) waveform; None where it was bad and may be skipped."""
         utterance = self.utterances[ref.index]
         try:
-            waveform = self._perturb(load_audio(utterance.audio, part=utterance.part), ref.seed)
+            waveform = change_speed(load_audio(utterance.audio, part=utterance.part), ref.speed)
         except AudioError:
             if not self.skip_bad_audio:
                 raise
@@ -63,7 +62,7 @@ class SpeechDataset(Dataset):
 
         Raises AudioError, and DataError where all files of a batch are bad.
         """
-        longest = max(self.utterances[ref.index].seconds / self._speed(ref.seed) for ref in refs)
+        longest = max(self.utterances[ref.index].seconds / ref.speed for ref in refs)
         rows, good, bad = PaddedRows(len(refs), round(SAMPLE_RATE * longest)), [], []
         for ref in refs:
             utterance, waveform = self[ref]
@@ -85,12 +84,10 @@ class SpeechDataset(Dataset):
             skipped=bad,
         )
 
-    def _speed(self, seed: int) -> float:
-        return self.speeds[seed % len(self.speeds)] if self.speeds else 1.0
 
-    def _perturb(self, waveform: Tensor, seed: int) -> Tensor:
-        """Makes speech faster or slower by resampling, which moves the pitch along."""
-        return resample(waveform, round(SAMPLE_RATE * self._speed(seed)), SAMPLE_RATE)
+def change_speed(waveform: Tensor, speed: float) -> Tensor:
+    """Makes speech faster or slower by resampling, which moves the pitch along (Ko et al. 2015)."""
+    return resample(waveform, round(SAMPLE_RATE * speed), SAMPLE_RATE)
 
 
 class PaddedRows:

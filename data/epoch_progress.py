@@ -19,9 +19,9 @@ class EpochSegment(NamedTuple):
 class EpochProgress:
     """A batch sampler whose first epoch may be the rest of one that other runs began.
 
-    That epoch goes on after its segments, in the same batches or in others; no utterance comes twice and none
-    is dropped. All further epochs are whole. `given` is set by whoever hands the batches out, since data workers
-    ask for some of them in advance.
+    That epoch goes on after its segments, in the same batches or in others; nothing that it had comes again, and
+    nothing is dropped. All further epochs are whole. `given` is set by whoever hands the batches out, since data
+    workers ask for some of them in advance.
 
     Args:
         batches: makes the batches.
@@ -77,13 +77,13 @@ class EpochProgress:
 
     def _plan_rest(self) -> list[np.ndarray]:
         """Returns what is left of the resumed epoch: the rest of its batches, or its utterances in other batches."""
-        config, pool = self.batches.config, np.arange(len(self.batches.seconds))
+        config, pool = self.batches.config, None
         for number, segment in enumerate(self.segments):
             plan = self.batches.plan(segment.config, pool, number)
             count = segment.batches * segment.config.processes
             if segment is self.segments[-1] and segment.config == config:
                 return plan[count:]
-            pool = np.setdiff1d(pool, np.concatenate([pool[:0], *plan[:count]]))
+            pool = np.sort(np.concatenate([np.arange(0), *plan[count:]]))
         return self.batches.plan(config, pool, len(self.segments))
 
 
@@ -94,7 +94,7 @@ class EpochState(NamedTuple):
     segments: list[EpochSegment]  # of the epoch under way; none between epochs
     config: BatchConfig
     seed: int
-    utterances: str  # fingerprint of the training utterances and their longest durations
+    utterances: str  # fingerprint of the training utterances, their factors and speeds
 
     @classmethod
     def load(cls, state: dict) -> "EpochState":
@@ -120,8 +120,8 @@ class EpochState(NamedTuple):
             raise DataError(f"the checkpoint stands within an epoch that --seed {self.seed} shuffled, not "
                             f"--seed {now.seed}: give that one, {remedy}")
         if self.utterances != now.utterances:
-            raise DataError("the checkpoint stands within an epoch of other training utterances, or of another slowest "
-                            f"--speed_perturb: give those, {remedy}")
+            raise DataError("the checkpoint stands within an epoch of other training utterances, of other factors of "
+                            f"--train_sets, or of another --speed_perturb: give those, {remedy}")
         if self.config != now.config and cut_short:
             raise DataError("within an epoch that --limit_train_batches or --overfit_batches cuts short, a run goes on "
                             f"with its own --batch_size, --batch_seconds and processes only: give those, {remedy}")

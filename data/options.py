@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from data.librispeech import URL
-from utils.cli.values import decibels, nonnegative_int, positive_float, positive_int, probability, share
+from utils.cli.values import (
+    decibels,
+    name_and_factor,
+    nonnegative_int,
+    positive_float,
+    positive_int,
+    probability,
+    share,
+    weighted_name,
+)
 from utils.errors import UsageError
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of this process
@@ -78,15 +87,19 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
     """Holds the options of training data in addition.
 
     Args:
-        train_sets: LibriSpeech's subsets, folders or manifests to train on
+        train_sets: LibriSpeech's subsets, folders or manifests to train on; hibari*0.5 has half of hibari in each epoch
         val_sets: those that choose checkpoints
         speed_perturb: speeds to draw from in training, e.g. 0.9 1.0 1.1
         skip_bad_audio: count files that cannot be read in place of stopping
         seed: of weights, order and augmentation
     """
 
-    train_sets: Annotated[list[str], "+"] = ("train-clean-100",)
+    train_sets: Annotated[list[Annotated[str, weighted_name]], "+"] = ("train-clean-100",)
     val_sets: Annotated[list[str], "+"] = ("dev-clean", "dev-other")
     speed_perturb: list[Annotated[float, positive_float]] = ()
     skip_bad_audio: bool = False
     seed: Annotated[int, nonnegative_int] = 0
+
+    def train_factors(self) -> list[tuple[str, float]]:
+        """Returns the name of each training set, and how many times each epoch has it."""
+        return [name_and_factor(text) for text in self.train_sets]

@@ -12,7 +12,15 @@ import train
 from models import Recognizer
 from utils.cli.config import config_arguments, parse_with_config, peek
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
-from utils.cli.values import count_or_share, nonnegative_int, positive_float, share, steps_or_minutes
+from utils.cli.values import (
+    count_or_share,
+    name_and_factor,
+    nonnegative_int,
+    positive_float,
+    share,
+    steps_or_minutes,
+    weighted_name,
+)
 from utils.errors import UsageError
 
 
@@ -121,12 +129,19 @@ def test_a_file_of_flags_in_another_encoding_is_refused(tmp_path):
     *(lambda model=model: train.build_parser(model) for model in Recognizer.registry),
     evaluate.build_parser, inference.build_parser], ids=[*Recognizer.registry, "evaluate", "inference"])
 def test_no_flag_of_any_program_takes_nan_or_infinity(build):
-    numbers = [action for action in build()._actions if action.type not in (None, str, Path, steps_or_minutes)]
+    texts = (None, str, Path, steps_or_minutes, weighted_name)
+    numbers = [action for action in build()._actions if action.type not in texts]
     assert len(numbers) > 5
     for action in numbers:
         for text in ("nan", "inf", "-inf", "1e999"):
             with pytest.raises((ValueError, ArgumentTypeError)):
                 action.type(text)
+
+
+def test_names_with_factors():
+    assert [name_and_factor(text) for text in ("a", "a/b.jsonl*3", "a*.5", "a*1e3")] == [
+        ("a", 1.0), ("a/b.jsonl", 3.0), ("a", 0.5), ("a", 1000.0)]
+    assert weighted_name("a*0.5") == "a*0.5"
 
 
 def test_counts_shares_and_intervals():

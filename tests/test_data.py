@@ -518,8 +518,8 @@ def test_a_batch_where_the_index_is_wrong_about_durations(corpus):
 
 def test_rows_of_perturbed_speech(corpus):
     utterances = index_of(corpus / "train").utterances[:4]
-    dataset = SpeechDataset(utterances, CharTokenizer(), speeds=[0.9, 1.0, 1.1])
-    refs = [SampleRef(i, seed=i) for i in range(4)]
+    dataset = SpeechDataset(utterances, CharTokenizer())
+    refs = [SampleRef(i, seed=i, speed=speed) for i, speed in enumerate([0.9, 1.0, 1.1, 0.9])]
     batch = dataset.batch(refs)
     for row, count, ref in zip(batch.waveforms, batch.sample_counts, refs, strict=True):
         assert torch.equal(row[:count], dataset[ref][1]) and not row[count:].any()
@@ -577,10 +577,31 @@ def test_the_budget_counts_what_slow_speech_takes(corpus):
         assert len(batch.ids) == 1 or batch.waveforms.numel() <= 6 * SAMPLE_RATE + len(batch.ids)
 
 
+def test_factors_say_how_often_an_epoch_has_a_set(corpus):
+    dev = {path.stem for path in (CORPUS / "dev").rglob("*.opus")}
+    data = data_module(corpus, train_sets=["train*0.5", "dev*2"], batch_size=3)
+    halves = []
+    for epoch in range(2):
+        seen = order(data.train_dataloader(), epoch)
+        assert sorted(seen) == sorted([*dev, *dev, *(ALL & set(seen))]), "all of dev twice, some of train once"
+        halves.append(ALL & set(seen))
+    assert len(halves[0]) == len(halves[1]) == 5 and halves[0] | halves[1] == ALL
+    assert sum(1 for _ in data.statistics_batches()) == len(ALL | dev), "each once"
+
+
+def test_a_mix_is_printed_with_its_shares(corpus, capsys):
+    data_module(corpus, train_sets=["train", "dev*2.5"]).prepare_data()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["train", "dev", "dev", "test", "each epoch"]
+    hours = {name: sum(u.seconds for u in data_module(corpus).index(name).utterances) for name in ("train", "dev")}
+    share = 100 * hours["train"] / (hours["train"] + 2.5 * hours["dev"])
+    assert lines[-1].endswith(f" h, of which train {share:.1f} %, dev*2.5 {100 - share:.1f} %")
+
+
 def test_overfitting_validates_on_what_it_trains_on_in_one_order(corpus):
-    data = data_module(corpus, overfit=True)
+    data = data_module(corpus, overfit=True, train_sets=["train*3"])  # a factor is for training in earnest
     expected = order(data.train_dataloader())
-    assert set(expected) == ALL and order(data.train_dataloader(), 5) == expected
+    assert sorted(expected) == sorted(ALL) and order(data.train_dataloader(), 5) == expected
     assert [order(loader) for loader in data.val_dataloader()] == [expected]
 
 
@@ -597,9 +618,10 @@ def same(a: Batch, b: Batch) -> bool:
     return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
 
 
-def test_workers_change_nothing(corpus):
-    one, two = (data_module(corpus, num_workers=workers, speed_perturb=[0.9, 1.1]).train_dataloader()
-                for workers in (0, 2))
+@pytest.mark.parametrize("given", ["train", "train*1.1"])
+def test_workers_change_nothing(corpus, given):
+    options = {"speed_perturb": [0.9, 1.1], "train_sets": [given]}
+    one, two = (data_module(corpus, num_workers=workers, **options).train_dataloader() for workers in (0, 2))
     for epoch in (0, 1):
         one.batch_sampler.set_epoch(epoch)
         two.batch_sampler.set_epoch(epoch)

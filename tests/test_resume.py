@@ -41,6 +41,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(tmp_path, network):
 
 @pytest.mark.parametrize(("network", "more"), [
     ("gru", ["-w", "2"]), ("las", ["--accumulate", "2", "--checkpoint_every", "3"]),
+    ("gru", ["--train_sets", "train*1.5", "dev*0.5"]), ("lstm", ["-w", "2", "--train_sets", "train*0.7", "dev*2"]),
     ("lstm", ["--gradient_checkpointing"]), ("mingru", ["--deterministic"])], ids=str)
 def test_a_run_resumed_within_an_epoch_ends_as_the_unbroken_one(tmp_path, network, more):
     """From between the steps of an epoch."""
@@ -131,7 +132,9 @@ def test_the_mean_of_the_last_epochs_is_the_same(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--seed", "1"], "within an epoch that --seed 0 shuffled"),
     (["--train_sets", "train", "dev"], "within an epoch of other training utterances"),
-    (["--speed_perturb", "0.5", "1.0"], "or of another slowest --speed_perturb"),
+    (["--train_sets", "train*2"], "of other factors of --train_sets"),
+    (["--speed_perturb", "0.5", "1.0"], "or of another --speed_perturb"),
+    (["--speed_perturb", "1.0", "1.1"], "or of another --speed_perturb"),
     (["--batch_size", "2", "--limit_train_batches", "3"], "--limit_train_batches"),
     (["--batch_size", "1", "--cpu_processes", "1"], ""),
 ])
@@ -147,6 +150,18 @@ def test_an_epoch_that_cannot_go_on_is_refused(tmp_path, capsys, flags, message)
     with pytest.raises(SystemExit, match="2"):
         train.main(arguments(tmp_path / "second", *flags, "--checkpoint_path", path))
     assert message in capsys.readouterr().err
+
+
+def test_other_factors_apply_from_the_next_epoch(tmp_path, monkeypatch):
+    """Where the checkpoint stands at the end of an epoch."""
+    flags = ["--batch_size", "3", "--test_sets"]
+    train.main(arguments(tmp_path / "run", *flags, "--epochs", "1"))
+    resumed = record_utterances(monkeypatch)
+    more = ["--epochs", "2", "--train_sets", "train*2", "--checkpoint_path", "auto"]
+    train.main(arguments(tmp_path / "run", *flags, *more))
+    assert {epoch for epoch, _ in resumed} == {1}
+    ids = sorted(id for _, ids in resumed for id in ids)
+    assert len(ids) == 20 and ids[::2] == ids[1::2] and len(set(ids)) == 10
 
 
 def test_auto_begins_anew_where_there_is_nothing(tmp_path, capsys):

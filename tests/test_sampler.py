@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from data.epoch_contents import EpochContents, SetShare
 from data.epoch_progress import EpochProgress, EpochSegment
 from data.sampler import BatchConfig, DurationBatchSampler
 
@@ -21,12 +22,16 @@ def samplers(seconds: list[float], world: int = 1, **options) -> list[DurationBa
     """One sampler a process."""
     options = {"batch_size": 8, "batch_seconds": None, "shuffle": True, **options}
     config = BatchConfig(options.pop("batch_size"), options.pop("batch_seconds"), world)
-    return [DurationBatchSampler(seconds, config, rank=rank, **options) for rank in range(world)]
+    shuffle = options.pop("shuffle")
+    return [DurationBatchSampler(EpochContents(seconds, **options), config, shuffle=shuffle, rank=rank)
+            for rank in range(world)]
 
 
-def resumed(seconds: list[float], config: BatchConfig, epoch: int, segments: list[EpochSegment], rank: int = 0):
+def resumed(seconds: list[float], config: BatchConfig, epoch: int, segments: list[EpochSegment], rank: int = 0,
+            **options):
     """An epoch that goes on after these segments."""
-    return EpochProgress(DurationBatchSampler(seconds, config, shuffle=True, rank=rank), epoch, segments)
+    sampler = DurationBatchSampler(EpochContents(seconds, **options), config, shuffle=True, rank=rank)
+    return EpochProgress(sampler, epoch, segments)
 
 
 def members(sampler: DurationBatchSampler, epoch: int = 0) -> list[list[int]]:
@@ -116,33 +121,104 @@ def test_more_processes_than_utterances_are_refused():
         samplers([1.0, 2.0], 3)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("factor", "times"), [(2.0, {2}), (0.5, {0, 1}), (1.3, {1, 2}), (0.3, {0, 1}), (3, {3})])
+@pytest.mark.parametrize("count", [60, 61])
+def test_a_factor_is_how_often_an_epoch_has_each_utterance(count, factor, times, world):
+    """Exactly so over epochs: each utterance as often as any other, give or take one; other sets once."""
+    sets = [SetShare(10), SetShare(count, factor), SetShare(7)]
+    processes, total = samplers(durations(count + 17), world, sets=sets), np.zeros(count, dtype=int)
+    for epoch in range(10):
+        batches = [members(sampler, epoch) for sampler in processes]
+        assert {len(one) for one in batches} == {len(processes[0])}, "as many in each epoch and process as promised"
+        seen = np.bincount([index for one in batches for batch in one for index in batch], minlength=count + 17)
+        assert (seen[:10] == 1).all() and (seen[-7:] == 1).all()
+        assert set(seen[10:-7]) == times and seen[10:-7].sum() == np.ceil(round(factor * count, 6))
+        total += seen[10:-7]
+        assert total.max() - total.min() <= 1, f"uneven after {epoch + 1} epochs"
+
+
+def test_two_halves_are_a_whole():
+    sampler, = samplers(durations(100), sets=[SetShare(100, 0.5)])
+    halves = [{index for batch in members(sampler, epoch) for index in batch} for epoch in (4, 5)]
+    assert [len(half) for half in halves] == [50, 50] and halves[0] | halves[1] == set(range(100))
+
+
+def test_each_occurrence_has_a_seed_of_its_own():
+    sampler, = samplers(durations(100), sets=[SetShare(100, 3)])
+    assert len({ref.seed for batch in sampler for ref in batch}) == 300
+
+
+@pytest.mark.parametrize("factor", [1, 0.7])
+@pytest.mark.parametrize("count", [5, 301, 3000])
+def test_speeds_keep_the_budget_and_the_number_of_batches(count, factor):
+    seconds, sets = np.array(durations(count)), [SetShare(count, factor)]
+    drawn = []
+    for sampler in samplers(seconds, 2, batch_seconds=100.0, sets=sets, speeds=[0.9, 1.1, 1.0]):
+        for epoch in range(5):
+            sampler.set_epoch(epoch)
+            batches = list(sampler)
+            assert len(batches) == len(sampler)
+            padded = [max(seconds[ref.index] / ref.speed for ref in batch) * len(batch) for batch in batches]
+            assert max(padded) <= 100.0, "seconds as they are at the speeds drawn"
+            assert count < 3000 or np.mean(padded) > 84, "and the budget is used"
+            drawn += [ref.speed for batch in batches for ref in batch]
+    shares = np.unique(drawn, return_counts=True)
+    assert shares[0].tolist() == [0.9, 1.0, 1.1]
+    assert count < 3000 or np.ptp(shares[1]) <= 5, "each speed as often as any other"
+
+
+def test_every_utterance_has_every_speed_in_time():
+    sampler, = samplers(durations(50), speeds=[0.9, 1.0, 1.1])
+    drawn = [set() for _ in range(50)]
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            for ref in batch:
+                drawn[ref.index].add(ref.speed)
+    assert all(speeds == {0.9, 1.0, 1.1} for speeds in drawn)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 32}, {"batch_seconds": 400.0, "world": 2}], ids=str)
+def test_padding_with_speeds_is_below_four_percent(options):
+    """Speeds drawn after the batches are made would leave 11 %."""
+    for sampler in samplers(durations(28_000), speeds=[0.9, 1.0, 1.1], **options):
+        assert sampler.padding() < 0.04
+
+
+MIXED = {"sets": [SetShare(100, 1.3), SetShare(80, 0.5), SetShare(120, 2)], "speeds": [0.9, 1.0, 1.1]}
 CONFIGS = [BatchConfig(7), BatchConfig(5, None, 2), BatchConfig(1, 40.0, 3), BatchConfig(3, None, 1),
            BatchConfig(1, 90.0, 2)]
 
 
+@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 3), (3, 2, 4), (0, 2, 1, 4), (4, 1, 4)], ids=str)
-def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order):
+def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order, options):
     """Stopped after a few batches and resumed with other sizes and processes, again and again."""
     seconds, epoch = durations(300), 4
     seen, segments = [], []
     for number, which in enumerate(order):
         config, last = CONFIGS[which], number == len(order) - 1
-        processes = [resumed(seconds, config, epoch, segments, rank) for rank in range(config.processes)]
-        batches = [[[ref.index for ref in batch] for batch in sampler] for sampler in processes]
+        processes = [resumed(seconds, config, epoch, segments, rank, **options) for rank in range(config.processes)]
+        batches = [list(sampler) for sampler in processes]
         assert {len(sampler) for sampler in processes} == {len(batches[0]) + sum(one.batches for one in segments)}
         count = len(batches[0]) if last else 4
-        seen += [index for process in batches for batch in process[:count] for index in batch]
+        seen += [ref for process in batches for batch in process[:count] for ref in batch]
         segments = [*segments, EpochSegment(config, count)]
-    assert sorted(seen) == list(range(300))
+    whole = DurationBatchSampler(EpochContents(seconds, **options), CONFIGS[0], shuffle=True)
+    whole.set_epoch(epoch)
+    assert sorted(seen) == sorted(ref for batch in whole for ref in batch), "with their speeds and seeds"
+    assert options or sorted(ref.index for ref in seen) == list(range(300))
     for sampler in processes:
         sampler.set_epoch(epoch + 1)
         assert len(list(sampler)) == len(sampler) == sampler.batches_per_epoch, "the next epoch is whole again"
 
 
-def test_the_same_batches_go_on_as_they_were():
-    whole, = samplers(durations(300))
+@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
+def test_the_same_batches_go_on_as_they_were(options):
+    whole, = samplers(durations(300), **options)
     whole.set_epoch(2)
-    rest = resumed(durations(300), BatchConfig(8), 2, [EpochSegment(BatchConfig(8), 11)])
+    rest = resumed(durations(300), BatchConfig(8), 2, [EpochSegment(BatchConfig(8), 11)], **options)
     assert list(rest) == list(whole)[11:] and len(rest) == len(whole)
 
 

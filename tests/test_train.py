@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,8 @@ def test_a_wrong_config_is_named(tmp_path, content, message):
     (["-m", "hmm"], "'hmm' is none of"),
     (["--config", "no.yaml"], "no.yaml: No such file"),
     (["--limit_train_batches", "1.5"], "share between 0.0 and 1.0"),
+    *((["--train_sets", "dev", given], f"--train_sets: '{re.escape(given)}' must be a name, or a name and how many")
+      for given in ("a*0", "a*", "a*x", "a*nan", "a*inf", "a*-1", "a*1*2", "*2", "a*1001", "a*1e999")),
 ])
 def test_a_wrong_flag_is_named(flags, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
@@ -184,6 +187,7 @@ def test_a_wrong_flag_is_named(flags, message):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--time_stride", "3"], "time_stride 3 must be 2 or 4"),
     (["--train_sets", "absent"], "no split 'absent' under"),
+    (["--train_sets", "absent*2"], "no split 'absent' under"),
     (["--checkpoint_path", "absent.ckpt"], "absent.ckpt: no such checkpoint file"),
     (["--checkpoint_path", str(ROOT / "README.md")], "not a checkpoint"),
     (["--strategy", "pigeons"], "Lightning refuses"),

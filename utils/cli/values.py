@@ -4,6 +4,8 @@ import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+MOST_TIMES = 1000  # that an epoch may have a training set; more is a slip of the hand
+
 
 def _number(kind: type, rule: str, holds: Callable[[float], bool]) -> Callable[[str], int | float]:
     """Returns an argparse type: a number of this kind for which the rule holds."""
@@ -48,4 +50,23 @@ def steps_or_minutes(text: str) -> str:
         positive_int(text.removesuffix("m"))
     except (ValueError, ArgumentTypeError):
         raise ArgumentTypeError(f"{text} must be steps such as 500, or minutes such as 10m") from None
+    return text
+
+
+def name_and_factor(text: str) -> tuple[str, float]:
+    """Returns the parts of a name that may have a factor, as in `hibari*0.5`; 1 where it has none."""
+    name, star, number = text.partition("*")
+    try:
+        factor = positive_float(number) if star else 1.0
+    except (ValueError, ArgumentTypeError):
+        factor = None
+    if not name or factor is None or factor > MOST_TIMES:
+        raise ArgumentTypeError(f"{text!r} must be a name, or a name and how many times an epoch has it, above 0 and "
+                                f"at most {MOST_TIMES}, as in hibari*0.5")
+    return name, factor
+
+
+def weighted_name(text: str) -> str:
+    """Returns the text, a name that may have a factor."""
+    name_and_factor(text)
     return text
