@@ -1,4 +1,4 @@
-"""What a run records: throughput, an epoch's metrics, files that were skipped; and when it has learnt enough."""
+"""What a run records and prints: progress, throughput, metrics, skipped files; and when it has learnt enough."""
 
 import json
 import time
@@ -8,6 +8,8 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 
 from utils.files.atomic import atomic_write
+
+LINE_SECONDS = 60  # at least this long from one line of progress to the next
 
 
 class Throughput(Callback):
@@ -30,12 +32,72 @@ class Throughput(Callback):
         self._audio += audio * trainer.world_size
         self._padded += padded * trainer.world_size
         if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
-            seconds = time.perf_counter() - self._started
-            rate = self._audio / seconds
+            seconds, rate = time.perf_counter() - self._started, self.rate
             module.log("train/audio_seconds_per_second", rate)
             module.log("train/data_wait", (trainer.datamodule.seconds_waited - self._waited) / seconds)
             module.log("train/padding", 1 - self._audio / self._padded)
             module.log("x_realtime", round(rate), prog_bar=True, logger=False)
+
+    @property
+    def rate(self) -> float:
+        """Returns the seconds of audio per second of this epoch's training so far."""
+        return self._audio / (time.perf_counter() - self._started)
+
+
+class ProgressLines(Callback):
+    """Prints where the run stands, a minute into each epoch and every minute from then on; for files and pipes.
+
+    The time left is what training and validation have taken per step since the run began or went on.
+    """
+
+    def __init__(self, throughput: Throughput):
+        self.throughput, self._printed = throughput, time.perf_counter()
+
+    def on_train_start(self, trainer, module) -> None:
+        """Starts the clock of the whole run, and that of an epoch that is resumed."""
+        self._begun = self._printed = time.perf_counter()
+        self._first_step = trainer.global_step
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        """Starts the minute anew: the line of the epoch before has just been printed."""
+        self._printed = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Prints a line of training. The loss is the last batch's, for which a GPU is asked now and not before."""
+        if not self._is_due(trainer):
+            return
+        step, steps = trainer.global_step, trainer.estimated_stepping_batches
+        line = (f"step {step:6d} of {steps}  epoch {trainer.current_epoch}  "
+                f"loss {trainer.progress_bar_metrics['loss']:.3f}  {self.throughput.rate:.1f} x real time")
+        if done := step - self._first_step:
+            left = (self._printed - self._begun) / done * (steps - step)
+            line += f"  {spoken(left)} left"
+        print(line, flush=True)
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        """Prints a line of evaluation."""
+        if self._is_due(trainer):
+            counts = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+            split, count = module.split_names()[dataloader_idx], counts[dataloader_idx]
+            print(f"{split}: batch {batch_idx + 1} of {count}", flush=True)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _is_due(self, trainer) -> bool:
+        """Returns whether a minute is over in the first process, and starts the next one."""
+        now = time.perf_counter()
+        if not trainer.is_global_zero or now - self._printed < LINE_SECONDS:
+            return False
+        self._printed = now
+        return True
+
+
+def spoken(seconds: float) -> str:
+    """Returns a duration in hours and minutes; below a minute, in seconds."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 class History(Callback):

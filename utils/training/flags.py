@@ -76,4 +76,4 @@ def _add_output_flags(group) -> None:
     group.add_argument("--print_model", action=BooleanOptionalAction, default=False,
                        help="show the network and its parameter count, then stop")
     group.add_argument("--progress_bar", action=BooleanOptionalAction, default=sys.stderr.isatty(),
-                       help="loss, WER and throughput as they come")
+                       help="loss, WER and throughput as they come; without a bar, a line every minute")

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from utils.errors import UsageError
 from utils.process import is_first_process
-from utils.training.callbacks import EarlyStop, History, SkippedFiles, Throughput
+from utils.training.callbacks import EarlyStop, History, ProgressLines, SkippedFiles, Throughput
 from utils.training.checkpointing import AtomicCheckpointIO, BestCheckpoints, LatestCheckpoints, PeriodicCheckpoint
 from utils.training.folder import RunConfig
 from utils.training.launch import Devices
@@ -79,9 +79,9 @@ def build_plugins() -> list:
 
 def build_callbacks(run: argparse.Namespace) -> list[Callback]:
     """Returns what watches, records and ends a run, in the order in which the callbacks see each event."""
-    callbacks = [Throughput(), SkippedFiles()]
-    if run.progress_bar:
-        callbacks.append(TQDMProgressBar())  # one line, where the default one wraps its metrics
+    throughput = Throughput()
+    progress = TQDMProgressBar() if run.progress_bar else ProgressLines(throughput)  # the default bar wraps its metrics
+    callbacks = [throughput, SkippedFiles(), progress]
     if run.fast_dev_run:
         return callbacks
     output = Path(run.output_dir)
