@@ -26,7 +26,7 @@ class DataOptions:
 
     Args:
         data_root: folder of the corpora
-        test_sets: LibriSpeech's subsets, folders or manifests, reported at the end
+        test_sets: LibriSpeech's subsets, folders, manifests or tables, reported at the end
         batch_size: utterances per batch and process
         batch_seconds: seconds of padded audio per batch and process; wins over --batch_size
         num_workers: processes that read audio
@@ -87,7 +87,7 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
     """Holds the options of training data in addition.
 
     Args:
-        train_sets: LibriSpeech's subsets, folders or manifests to train on; hibari*0.5 has half of hibari in each epoch
+        train_sets: LibriSpeech's subsets, folders, manifests or tables to train on; hibari*0.5 has half of hibari in each epoch
         val_sets: those that choose checkpoints
         speed_perturb: speeds to draw from in training, e.g. 0.9 1.0 1.1
         skip_bad_audio: count files that cannot be read in place of stopping

@@ -1,5 +1,7 @@
 """What the readers of corpora take: folders and manifests as people and other programs make them."""
 
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -10,10 +12,17 @@ import soundfile
 import torch
 from conftest import SPEECH
 from test_data import ALL, ID, audio_of, corpus, data_module, ids, index_of, order, row, write_manifest
+from training_runs import arguments, checkpoint
 
+import train
 from data import index as index_module
+from data import readers
+from data.dataset import SpeechDataset
 from data.index import DataError
-from utils.audio import SAMPLE_RATE, load_audio
+from data.sampler import SampleRef
+from utils.audio import SAMPLE_RATE, load_audio, resample
+from utils.files import sound
+from utils.tokenizer import CharTokenizer
 from utils.types import Batch
 
 assert corpus  # a fixture
@@ -102,8 +111,8 @@ def test_a_folder_that_is_no_split_says_what_it_holds(tmp_path, names, holds):
         (tmp_path / "train" / "deeper" / name).touch()
     with pytest.raises(DataError) as error:
         data_module(tmp_path).index("train")
-    assert str(error.value) == (f"{tmp_path}/train: no *.trans.txt in this folder, which holds {holds}; other corpora "
-                                "can be listed in a JSON-lines manifest")
+    assert str(error.value) == (f"{tmp_path}/train: no *.trans.txt, wav.scp or metadata.csv in this folder, which "
+                                f"holds {holds}; other corpora can be listed in a JSON-lines manifest")
 
 
 def test_names_that_are_no_utf_8(corpus):
@@ -121,7 +130,7 @@ def test_names_that_are_no_utf_8(corpus):
     assert [type(batch) for batch in data.train_dataloader()] == [Batch] * 3
 
 
-# -- manifests of parts of files, and of other toolkits ----------------------------------------------
+# -- manifests of parts of files ----------------------------------------------
 
 
 def joined(corpus: Path) -> tuple[Path, torch.Tensor]:
@@ -178,26 +187,6 @@ def test_a_part_that_is_no_number_of_seconds(corpus, key, value):
     assert index.left_out == {"with a bad manifest line": [f"line 1: {key!r} is no number of seconds"]}
 
 
-def lhotse_cut(path, *, start: float = 1.0, **more) -> dict:
-    """A Lhotse MonoCut."""
-    supervision = {"id": "s1", "recording_id": "r", "start": 0.25, "duration": 1.0, "channel": 0, "text": "he did not",
-                   "speaker": "anna", **more.pop("supervision", {})}
-    sources = [{"type": "file", "channels": [0], "source": str(path)}]
-    return {"id": "c", "start": start, "duration": 2.0, "channel": 0, "supervisions": [supervision], "type": "MonoCut",
-            "recording": {"id": "r", "sources": sources, "sampling_rate": 16_000, "duration": 3.0}, **more}
-
-
-def test_manifests_of_nemo_and_cuts_of_lhotse(corpus):
-    path, _ = joined(corpus)
-    rows = [{"audio_filepath": path.name, "text": "nemo", "duration": 3.0, "offset": 0}, lhotse_cut(path.name),
-            lhotse_cut(path.name, supervisions=[])]
-    index = data_module(corpus).index(str(write_manifest(corpus / "x.jsonl", *rows)))
-    assert [(u.id, u.text, u.speaker, u.part, u.seconds) for u in index.utterances] == [
-        ("long.wav@0+3", "nemo", "", None, 3.0), ("s1", "he did not", "anna", (1.25, 1.0), 1.0)]
-    assert index.left_out == {"with a bad manifest line": [
-        "line 3: not a Lhotse cut of one supervision, in a file of one channel"]}
-
-
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
 def test_manifests_in_other_encodings(corpus, encoding):
     path = corpus / "x.jsonl"
@@ -209,7 +198,7 @@ def test_manifests_in_other_encodings(corpus, encoding):
         assert [u.id for u in data_module(corpus).index(str(path)).utterances] == ["é"]
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.manifest", "train.txt", "train.jsonl.gz"])
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.manifest", "train.txt", "train.csv.gz"])
 def test_tables_of_another_kind_say_what_is_read_instead(corpus, name):
     (corpus / name).write_text("audio,text\n")
     for given in (name, str(corpus / name)):
@@ -218,3 +207,251 @@ def test_tables_of_another_kind_say_what_is_read_instead(corpus, name):
         assert str(error.value).startswith(f"{corpus / name}: a manifest is a .jsonl file with one JSON object per")
 
 
+# -- corpora in the layouts of other toolkits --------------------------------------------------------
+
+WORDS = ["he did not", "I had faith", "in them", "it's a canoe"]
+
+
+def common_voice(root: Path) -> str:
+    """A language of Common Voice: MP3 at 48 kHz, and a table as its releases have it."""
+    (root / "clips").mkdir()
+    lines = ["client_id\tpath\tsentence\tup_votes\tlocale"]
+    for i, (path, text) in enumerate(zip(SPEECH, WORDS, strict=False)):
+        speech = resample(load_audio(path), SAMPLE_RATE, 48_000)
+        soundfile.write(root / "clips" / f"common_voice_en_{i}.mp3", speech.numpy(), 48_000)
+        lines.append(f"{'ab' * 64}\tcommon_voice_en_{i}.mp3\t{text}\t2\ten")
+    (root / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "train.tsv"
+
+
+def kaldi(root: Path) -> str:
+    """A data folder of Kaldi with two recordings, each of two segments."""
+    folder = root / "data" / "train"
+    folder.mkdir(parents=True)
+    seconds = [len(load_audio(path)) / SAMPLE_RATE for path in SPEECH[:4]]
+    for name, pair in {"rec1": SPEECH[:2], "rec2": SPEECH[2:4]}.items():
+        soundfile.write(root / f"{name}.flac", torch.cat([load_audio(path) for path in pair]).numpy(), SAMPLE_RATE)
+    write_lines(folder / "wav.scp", f"rec1 {root}/rec1.flac", f"rec2  {root}/rec2.flac")
+    write_lines(folder / "text", *(f"utt{i} {text}" for i, text in enumerate(WORDS)))
+    write_lines(folder / "utt2spk", *(f"utt{i} anna" for i in range(4)))
+    write_lines(folder / "segments", f"utt0 rec1 0.0 {seconds[0]:.6f}", f"utt1 rec1 {seconds[0]:.6f} -1",
+                f"utt2 rec2 0.00 {seconds[2]:.6f}", f"utt3 rec2 {seconds[2]:.6f} {sum(seconds[2:]):.6f}")
+    return "data/train"
+
+
+def audiofolder(root: Path) -> str:
+    """A folder as Hugging Face's audiofolder has it."""
+    (root / "hf" / "clips").mkdir(parents=True)
+    rows = []
+    for path, text in zip(SPEECH, WORDS, strict=False):
+        shutil.copy(path, root / "hf" / "clips")
+        rows.append({"file_name": f"clips/{path.name}", "transcription": text, "speaker_id": "anna"})
+    with open(root / "hf" / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0], quoting=csv.QUOTE_ALL)
+        table.writeheader()
+        table.writerows(rows)
+    return "hf"
+
+
+def audiofolder_jsonl(root: Path) -> str:
+    """The same with its table as JSON lines."""
+    name = audiofolder(root)
+    with open(root / name / "metadata.csv", encoding="utf-8") as file:
+        write_manifest(root / name / "metadata.jsonl", *csv.DictReader(file))
+    (root / name / "metadata.csv").unlink()
+    return name
+
+
+def nemo(root: Path) -> str:
+    """A manifest of NeMo."""
+    rows = [{"audio_filepath": str(path), "text": text, "duration": len(load_audio(path)) / SAMPLE_RATE}
+            for path, text in zip(SPEECH, WORDS, strict=False)]
+    return str(write_manifest(root / "nemo.json", *rows))
+
+
+def lhotse_cut(path, text: str = "he did not", *, start: float = 0.0, duration: float | None = None, **more) -> dict:
+    """A cut as Lhotse 1.33 writes it (`CutSet.from_manifests(...).to_file`)."""
+    total = len(load_audio(path)) / SAMPLE_RATE
+    name, duration = Path(path).stem, duration or total
+    supervision = {"id": name, "recording_id": name, "start": 0.0, "duration": duration, "channel": 0, "text": text,
+                   "language": "English", "speaker": "anna"}
+    recording = {"id": name, "sources": [{"type": "file", "channels": [0], "source": str(path)}],
+                 "sampling_rate": 16000, "num_samples": round(total * SAMPLE_RATE), "duration": total,
+                 "channel_ids": [0]}
+    return {"id": f"{name}-0", "start": start, "duration": duration, "channel": 0, "supervisions": [supervision],
+            "recording": recording, "type": "MonoCut", **more}
+
+
+def lhotse(root: Path) -> str:
+    """Cuts of Lhotse, packed."""
+    cuts = [json.dumps(lhotse_cut(path, text)) for path, text in zip(SPEECH, WORDS, strict=False)]
+    (root / "cuts.jsonl.gz").write_bytes(gzip.compress("\n".join(cuts).encode()))
+    return str(root / "cuts.jsonl.gz")
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+LAYOUTS = [common_voice, kaldi, audiofolder, audiofolder_jsonl, nemo, lhotse]
+
+
+@pytest.mark.parametrize("build", LAYOUTS, ids=lambda build: build.__name__)
+def test_each_layout_is_read_and_trained_on(build, tmp_path):
+    """Its texts belong to its sound, nothing is left out, and `train.py` makes a step of it."""
+    name = build(tmp_path)
+    data = data_module(tmp_path, val_sets=[name])
+    index = data.index(name)
+    assert index.left_out == {} and [u.text for u in index.utterances] == [text.lower() for text in WORDS]
+    speaker = {"common_voice": "ab" * 64, "nemo": ""}.get(build.__name__, "anna")
+    assert {u.speaker for u in index.utterances} == {speaker}
+    near = 0.2 if build is common_voice else 2e-4  # MP3 is another sound, FLAC has 16 bits
+    dataset = SpeechDataset(index.utterances, CharTokenizer())
+    for i, path in enumerate(SPEECH[:4]):
+        expected, (_, found) = load_audio(path), dataset[SampleRef(i, 0)]
+        size = min(len(expected), len(found))
+        assert abs(len(expected) - len(found)) <= (1152 if build is common_voice else 4)
+        assert (expected[:size] - found[:size]).norm() < near * expected.norm()
+    train.main(arguments(tmp_path / "run", "--data_root", str(tmp_path), "--train_sets", name, "--val_sets", name,
+                         "--test_sets", "--limit_train_batches", "1", "--batch_size", "2", "--epochs", "1"))
+    assert checkpoint(tmp_path / "run")["global_step"] == 1
+
+
+def test_a_relative_path_is_of_the_folder_or_of_the_working_directory(tmp_path, monkeypatch):
+    """As recipes of Kaldi and Lhotse write it, seen from where they run; the folder comes first."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "data"):
+        Path(folder).mkdir(exist_ok=True)
+        shutil.copy(SPEECH[0], f"{folder}/both.opus")
+    shutil.copy(SPEECH[0], "here.opus")
+    write_lines(Path("data/wav.scp"), "a here.opus", "b both.opus", "c nowhere.opus")
+    write_lines(Path("data/text"), "a so", "b so", "c so")
+    index = data_module(tmp_path).index("data")
+    assert [u.audio for u in index.utterances] == ["here.opus", f"{tmp_path}/data/both.opus"]
+    assert index.left_out == {"with bad audio: no such file": [f"{tmp_path}/data/nowhere.opus"]}
+
+
+def test_faults_in_a_folder_of_kaldi(tmp_path):
+    name = kaldi(tmp_path)
+    folder = tmp_path / name
+    with open(folder / "wav.scp", "a") as file:
+        file.write(f"piped sox {tmp_path}/rec1.flac -t wav - |\narchived {tmp_path}/raw.ark:123\nrec1 again.wav\n")
+    with open(folder / "segments", "a") as file:
+        file.write("piped piped 0 1\narchived archived 0 1\nlost nothing 0 1\nodd rec1 2.0\nback rec1 2.0 1.0\n"
+                   "silent rec1 0.5 0.7\n")
+    with open(folder / "text", "a") as file:
+        file.write("piped so\narchived so\nlost so\nodd so\nback so\nnosegment so\nutt0 again\n")
+    index = data_module(tmp_path).index(name)
+    assert [u.id for u in index.utterances] == ["utt0", "utt1", "utt2", "utt3"]
+    assert index.left_out == {
+        "with a bad line in wav.scp": ["line 5: rec1 came before"],
+        "with a bad line in text": ["line 11: utt0 came before"],
+        "with a bad line in segments": ["odd rec1 2.0", "back rec1 2.0 1.0"],
+        "with a command in wav.scp, which is not run: write its output to files": ["piped"],
+        "with audio in an archive of Kaldi: copy it to files by wav-copy": ["archived"],
+        "without audio": ["lost", "odd", "back", "nosegment"], "without a transcript": ["silent"]}
+
+
+def test_a_folder_of_kaldi_without_text_or_segments(tmp_path):
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    write_lines(folder / "wav.scp", *(f"utt{i} {path}" for i, path in enumerate(SPEECH[:2])))
+    with pytest.raises(DataError) as error:
+        data_module(tmp_path).index("whole")
+    assert str(error.value) == f"{folder}/text: cannot be read as a file of Kaldi's (No such file or directory)"
+    write_lines(folder / "text", "utt0 so", "utt1 now")
+    index = data_module(tmp_path).index("whole")
+    assert [(u.id, u.part, u.speaker) for u in index.utterances] == [("utt0", None, ""), ("utt1", None, "")]
+
+
+def test_faults_in_a_table_of_common_voice(tmp_path):
+    """Quotation marks of early releases and of new ones, a row that is cut off, a clip that is not there."""
+    name = common_voice(tmp_path)
+    with open(tmp_path / name, "a") as file:
+        for i, sentence in enumerate(['"""Yes"" he said"', '"Yes", he said, "no"', "so"]):
+            file.write(f"me\tcommon_voice_en_{i + 9}.mp3\t{sentence}\t2\ten\n")
+        file.write("me\tcommon_voice_en_0.mp3\n")
+    entries, faults = readers.list_split(tmp_path, name)
+    assert [entry.text for entry in entries[4:]] == ['"Yes" he said', '"Yes", he said, "no"', "so"]
+    assert faults == {"with a bad line in the table": ["line 9: 2 columns, not 5"]}
+    index = data_module(tmp_path).index(name)
+    assert len(index.utterances) == 4
+    assert index.left_out["with bad audio: no such file"] == [str(tmp_path / "clips" / "common_voice_en_11.mp3")]
+    (tmp_path / name).write_text("path\ttext\n")
+    with pytest.raises(DataError) as error:
+        data_module(tmp_path).index(name)
+    assert str(error.value) == f"{tmp_path}/{name}: no column sentence in its first line, which has path, text"
+
+
+def test_faults_in_a_table_of_an_audiofolder(tmp_path):
+    """A text over two lines, a row that is cut off, a quotation mark that never ends."""
+    name = audiofolder(tmp_path)
+    table, clip = tmp_path / name / "metadata.csv", f"clips/{SPEECH[0].name}"
+    with open(table, "a") as file:
+        file.write(f'clips/a.wav,"two\nlines",me\n{clip}\nclips/b.wav,"no end,me\n{"x" * 200_000}\n')
+    index = data_module(tmp_path).index(name)
+    assert [u.id for u in index.utterances] == [f"clips/{path.name}" for path in SPEECH[:4]]
+    assert index.left_out == {
+        "with a bad line in the table": [
+            "line 8: not 3 columns", "line 8: field larger than field limit (131072)", "line 11: not 3 columns"],
+        "with bad audio: no such file": [f"{tmp_path}/{name}/clips/a.wav"]}
+    for header, reason in {"path,text": "no column file_name in its first line, which has path, text",
+                           "": "no column file_name in its first line, which has "}.items():
+        table.write_text(f"{header}\n")
+        with pytest.raises(DataError) as error:
+            data_module(tmp_path).index(name)
+        assert str(error.value) == f"{table}: {reason}"
+    table.write_text(f"file_name,words\n{clip},so\n")
+    with pytest.raises(DataError, match="line 2: none of the columns transcription, text, sentence, transcript"):
+        data_module(tmp_path).index(name)
+    table.write_bytes(b"file_name,text\na.wav,caf\xe9\n")
+    with pytest.raises(DataError, match=f"^{table}: cannot be read as a table .not UTF-8"):
+        data_module(tmp_path).index(name)
+
+
+def test_cuts_of_lhotse_that_are_no_plain_utterance(corpus):
+    """Each is left out with the true reason; a part of a recording is read, and one that is only resampled."""
+    path, _ = joined(corpus)
+    stereo = [{"type": "file", "channels": [0, 1], "source": str(path)}]
+
+    def changed(**fields) -> dict:
+        return lhotse_cut(path, recording={**lhotse_cut(path)["recording"], **fields})
+
+    rows = [lhotse_cut(path, start=1.25, duration=1.0), lhotse_cut(path, supervisions=[]), changed(sources=stereo),
+            changed(sources=[{"type": "command", "channels": [0], "source": "sox"}]), {"id": "p", "type": "PaddingCut"},
+            changed(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), {**lhotse_cut(path), "recording": None},
+            {"id": "m", "type": "MixedCut", "tracks": []}, {"type": "MonoCut", "id": "broken"},
+            lhotse_cut(path, "", supervisions=[{"id": "s", "start": 0.0, "duration": 1.0}]),
+            lhotse_cut(path, start=0.1, supervisions=[{"id": "r", "text": "so", "start": -0.1, "duration": 1.0}]),
+            {**changed(transforms=[{"name": "Resample", "kwargs": {}}]),
+             "supervisions": [{"id": "8k", "text": "so", "start": 0, "duration": 1.0}]}]
+    index = data_module(corpus).index(str(write_manifest(corpus / "cuts.jsonl", *rows)))
+    assert [(u.id, u.text, u.part) for u in index.utterances] == [
+        ("long", "he did not", (1.25, 1.0)), ("r", "so", (0.0, 1.0)), ("8k", "so", (0.0, 1.0))]
+    assert index.left_out == {"with a bad manifest line": [
+        "line 2: a Lhotse cut of 0 supervisions, not one",
+        "line 3: a Lhotse recording that is not one file of one channel",
+        "line 4: a Lhotse recording that is not one file of one channel",
+        "line 5: a Lhotse PaddingCut: MonoCuts alone are read",
+        "line 6: a Lhotse recording that is to be changed (Speed)", "line 7: a Lhotse cut without a recording",
+        "line 8: a Lhotse MixedCut: MonoCuts alone are read", "line 9: not a Lhotse cut", "line 10: no 'text' string"]}
+
+
+@pytest.mark.parametrize("suffix", ["flac", "wav", "ogg", "mp3"])
+def test_a_part_is_read_alone(tmp_path, suffix, monkeypatch):
+    """The same samples as those of the whole file, of which no more is decoded or looked through."""
+    speech = torch.cat([load_audio(path) for path in SPEECH])
+    path = tmp_path / f"long.{suffix}"
+    soundfile.write(path, speech.numpy(), SAMPLE_RATE)
+    whole, decoded, read = load_audio(path), [], soundfile.SoundFile.read
+
+    def counting(self, frames, **options):
+        decoded.append(frames)
+        return read(self, frames, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    monkeypatch.setattr(sound, "_find", None)  # with which a whole file is looked through
+    part = load_audio(path, part=(20.25, 1.5))
+    assert decoded == [24_000]
+    torch.testing.assert_close(part, whole[324_000:348_000], rtol=0, atol=0 if suffix in ("flac", "wav") else 1e-4)

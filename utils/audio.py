@@ -34,7 +34,7 @@ def load_audio(path, *, part: tuple[float, float] | None = None, sample_rate: in
     Returns (S,) float32 at `sample_rate`, the channels mixed down.
     Raises AudioError for a missing, unreadable, truncated, empty or non-finite file.
     """
-    with open_sound(path) as sound:
+    with open_sound(path, whole=part is None) as sound:
         first, last = 0, sound.frames
         if part is not None:
             first = min(last, round(part[0] * sound.samplerate))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from data.index import DataError, Entry
 from data.librispeech import SHA256, download_subset
-from data.readers import librispeech, manifest
+from data.readers import audiofolder, common_voice, kaldi, librispeech, manifest
 from utils.tokenizer import normalize
 
-READERS = (manifest, librispeech)  # asked in this order
+READERS = (common_voice, manifest, kaldi, audiofolder, librispeech)  # asked in this order
 
 
 def is_there(root: Path, name: str) -> bool:
@@ -29,9 +29,9 @@ def list_split(root: Path, name: str) -> tuple[list[Entry], dict[str, list[str]]
     for reader in READERS:
         if path := reader.find_split(root, name):
             return reader.list_entries(path)
-    raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in LibriSpeech's "
-                    "layout; a manifest ends in .json or .jsonl; subsets that can be downloaded are "
-                    f"{', '.join(SHA256)}")
+    raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in the layout of "
+                    "LibriSpeech, Kaldi or audiofolder; a manifest ends in .json or .jsonl, a table of Common Voice in "
+                    f".tsv; subsets that can be downloaded are {', '.join(SHA256)}")
 
 
 def download_missing(root: Path, names: Iterable[str], *, url: str) -> None:

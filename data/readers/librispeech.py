@@ -33,8 +33,8 @@ def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
         files += [name for name in names if not (parent / name).is_dir()]
         entries += _read_folder(parent, names, faults)
     if not entries and not faults:
-        raise DataError(f"{folder}: no *{TRANSCRIPT} in this folder, which holds {describe_kinds(files)}; other "
-                        "corpora can be listed in a JSON-lines manifest")
+        raise DataError(f"{folder}: no *{TRANSCRIPT}, wav.scp or metadata.csv in this folder, which holds "
+                        f"{describe_kinds(files)}; other corpora can be listed in a JSON-lines manifest")
     return entries, dict(faults)
 
 

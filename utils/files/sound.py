@@ -38,8 +38,12 @@ class AudioError(UserError):
         return AudioError, (self.path, self.reason)
 
 
-def open_sound(path) -> soundfile.SoundFile:
-    """Opens a file for reading. Raises AudioError where it is no file, no sound, or not all of it would be read."""
+def open_sound(path, *, whole: bool = True) -> soundfile.SoundFile:
+    """Opens a file for reading. Raises AudioError where it is no file, no sound, or not all of it would be read.
+
+    Args:
+        whole: look through the container for what would not be read; a part of an hour does not need it.
+    """
     if not os.path.isfile(path):  # False, unlike Path.is_file, for a name that the system refuses
         raise AudioError(path, "no such file" if not os.path.exists(path) else "not a file")
     if not os.access(path, os.R_OK):
@@ -49,7 +53,9 @@ def open_sound(path) -> soundfile.SoundFile:
     try:
         with open(path, "rb") as file:
             sound = soundfile.SoundFile(_check_wav(path, file) or os.fsencode(path))
-            fault = _fault_in_header(sound, path) or _CHECKS.get(sound.format, lambda *_: "")(file, sound)
+            fault = _fault_in_header(sound, path)
+            if whole and not fault and sound.format in _CHECKS:
+                fault = _CHECKS[sound.format](file, sound)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(path, f"not audio that can be read ({describe(error)})") from None
     if fault:

@@ -1,12 +1,10 @@
-"""Text files from anywhere: their encoding and packing, and the two ways in which corpora write transcripts."""
+"""Text files from anywhere: their encoding and packing, their lines, and the lines of LibriSpeech's transcripts."""
 
 import codecs
 import io
-import json
 import os
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from utils.errors import UserError, printable
 from utils.files.compressed import BoundedReader
@@ -91,64 +89,7 @@ def _encoding(start: bytes) -> str:
     return "UTF-8"
 
 
-class ManifestRow(NamedTuple):
-    """One line of a manifest, with its keys named as here."""
-
-    audio: str | None  # path
-    text: str
-    id: str | None
-    speaker: str | None
-    offset: float | None  # seconds at which the utterance begins in the file
-    duration: float | None  # seconds
-
-
 def split_transcript(line: str) -> tuple[str, str]:
     """Returns the id and the text in a line of LibriSpeech's `*.trans.txt`."""
     identity, text = [*line.split(maxsplit=1), "", ""][:2]
     return identity, text.strip()
-
-
-def parse_manifest(line: str) -> ManifestRow:
-    """Returns what a line of a JSON-lines manifest states, in the keys of this project, of NeMo or of Lhotse's cuts.
-
-    Raises ValueError that says what is missing or of a wrong type, and RecursionError.
-    """
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    if "supervisions" in row:
-        row = _from_cut(row)
-    audio = row.get("audio", row.get("audio_filepath"))
-    if not isinstance(audio, str | None):
-        raise ValueError("'audio' is no string")
-    if not isinstance(row.get("text"), str):
-        raise ValueError("no 'text' string")
-    identity, speaker = (None if row.get(key) is None else str(row[key]) for key in ("id", "speaker"))
-    parsed = ManifestRow(audio, row["text"], identity, speaker, _seconds(row, "offset"), _seconds(row, "duration"))
-    os.fsencode(audio or "")  # JSON can state halves of characters, which are in no name and nothing can write again
-    for value in (parsed.text, parsed.id or "", parsed.speaker or ""):
-        value.encode()
-    return parsed
-
-
-def _seconds(row: dict, key: str) -> float | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{key!r} is no number of seconds")
-    return float(value)
-
-
-def _from_cut(cut: dict) -> dict:
-    """Returns the row that a Lhotse MonoCut with one supervision stands for."""
-    try:
-        supervision, = cut["supervisions"]
-        source, = cut["recording"]["sources"]
-        if source["type"] != "file" or len(source["channels"]) != 1:
-            raise ValueError
-        return {"audio": source["source"], "text": supervision["text"], "id": supervision["id"],
-                "speaker": supervision.get("speaker"), "offset": cut["start"] + supervision["start"],
-                "duration": supervision["duration"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("not a Lhotse cut of one supervision, in a file of one channel") from None

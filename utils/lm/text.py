@@ -9,7 +9,8 @@ from pathlib import Path
 from utils.errors import UsageError, printable
 from utils.files.compressed import LARGEST_READ
 from utils.files.folders import walk
-from utils.files.text import TextError, parse_manifest, read_pieces, split_transcript
+from utils.files.manifest import parse_manifest
+from utils.files.text import TextError, read_pieces, split_transcript
 from utils.lm.ngram import SPACE, SYMBOLS
 from utils.tokenizer import ENGLISH, Tokenizer, normalize
 

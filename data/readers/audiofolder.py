@@ -1,0 +1,64 @@
+"""A folder as Hugging Face's `audiofolder` has it: recordings, and a table of their texts.
+
+    FOLDER/metadata.csv      file_name,transcription
+    FOLDER/clips/a.wav       which the table names, relative to its own folder
+
+The table may be `metadata.jsonl`; the text may be called `text`, `sentence` or `transcript`.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.index import DataError, Entry
+from data.readers import manifest
+from data.readers.listing import check_columns
+from utils.errors import printable
+from utils.files.manifest import build_row
+from utils.files.text import TextError, read_pieces
+
+TABLES = ("metadata.csv", "metadata.jsonl")
+LONGEST_FIELD = 1 << 17  # characters; the csv module's own limit
+
+
+def find_split(root: Path, name: str) -> Path | None:
+    """Returns the table of a folder, as it is given or under `root`; None where there is none."""
+    tables = [folder / table for folder in (root / name, Path(name)) for table in TABLES]
+    return next((table for table in tables if table.is_file()), None)
+
+
+def list_entries(table: Path) -> tuple[list[Entry], dict[str, list[str]]]:
+    """Returns what the table lists, in its own order, and its bad lines by kind. Raises DataError."""
+    if table.suffix == ".jsonl":
+        return manifest.list_entries(table)
+    try:
+        return _read_csv(table)
+    except TextError as error:
+        raise DataError(f"{table}: cannot be read as a table ({error.reason})") from None
+
+
+def _read_csv(table: Path) -> tuple[list[Entry], dict[str, list[str]]]:
+    """Returns the entries and the bad lines of a table with quotation marks as spreadsheets write them."""
+    rows = csv.DictReader(read_pieces(table, LONGEST_FIELD))
+    check_columns(table, rows.fieldnames or (), ["file_name"])
+    entries, bad = [], []
+    for row in _good_rows(rows, bad):
+        try:
+            entries.append(manifest.build_entry(build_row(row), table.parent))
+        except ValueError as error:
+            bad.append(f"line {rows.line_num}: {printable(error, 200)}")
+    return entries, {"with a bad line in the table": bad}
+
+
+def _good_rows(rows: csv.DictReader, bad: list[str]) -> Iterator[dict]:
+    """Yields the rows with all columns; the others go to `bad`."""
+    while True:
+        try:
+            row = next(rows)
+            if None in row or None in row.values():
+                raise csv.Error(f"not {len(rows.fieldnames)} columns")
+            yield row
+        except StopIteration:
+            return
+        except csv.Error as error:
+            bad.append(f"line {rows.line_num}: {printable(error, 200)}")
