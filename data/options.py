@@ -87,7 +87,7 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
     """Holds the options of training data in addition.
 
     Args:
-        train_sets: LibriSpeech's subsets, folders, manifests or tables to train on; hibari*0.5 has half of hibari in each epoch
+        train_sets: LibriSpeech's subsets, folders, manifests or tables; hibari*0.5 has half of hibari in each epoch
         val_sets: those that choose checkpoints
         speed_perturb: speeds to draw from in training, e.g. 0.9 1.0 1.1
         skip_bad_audio: count files that cannot be read in place of stopping
