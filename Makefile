@@ -1,6 +1,7 @@
 # make demo    install, make a corpus of synthetic speech, train, evaluate, transcribe
 # make test    install, run the tests
 # make lint    the linter that CI runs
+# make web     install, serve a page that transcribes at http://127.0.0.1:7860
 # make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
 # make clean   delete .venv, caches and the demo corpus; runs/ with its checkpoints stays
 
@@ -12,7 +13,7 @@ MODEL ?= deepspeech2
 CONFIG := configs/$(MODEL)_demo.yaml
 RUN := runs/$(MODEL)_demo
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint web bench install clean
 
 install: .venv/installed
 
@@ -37,6 +38,10 @@ test: install
 
 lint: install
 	$(PY) -m ruff check .
+
+web: install
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	$(PY) -m models.inference.web
 
 BENCHMARKS := padding data startup las beam_search transcribe mingru training_step
 

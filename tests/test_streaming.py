@@ -12,8 +12,8 @@ import inference
 from models import Recognizer
 from models.components.streaming import StreamingError
 from models.inference.streaming import StreamingRecognizer
-from utils.audio import AudioError, load_audio
-from utils.wav import read_stream
+from utils.audio import AudioError, load_audio, resample
+from utils.wav import StreamResampler, read_stream
 
 
 def causal_network(**options) -> Recognizer:
@@ -89,6 +89,20 @@ def test_raw_and_wav_streams_are_the_same():
         list(read_stream(io.BytesIO(wav(samples, 8_000))))
     with pytest.raises(AudioError, match="^standard input: .*cannot be streamed"):
         list(read_stream(io.BytesIO(wav(samples, 16_000).replace(b"fmt \x10", b"fmt \x04"))))
+
+
+@pytest.mark.parametrize(("rate", "chunk"), [(8_000, 1), (16_000, 333), (22_050, 333), (44_101, 20_000), (48_000, 1),
+                                             (48_000, 20_000)])
+def test_a_stream_is_resampled_as_the_whole(rate, chunk):
+    """And little of it is kept: the reach of the filter, or units that are whole samples of both rates."""
+    torch.manual_seed(0)
+    whole = torch.randn(1_000 if chunk == 1 else 100_000)
+    resampler, parts = StreamResampler(rate), []
+    for part in whole.split(chunk):
+        parts.append(resampler.feed(part))
+        assert len(resampler.samples) <= 3 * max(resampler.unit, 0.02 * rate)
+    parts.append(resampler.finish())
+    assert torch.allclose(torch.cat(parts), resample(whole, rate, 16_000), atol=1e-5)
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):

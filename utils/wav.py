@@ -1,16 +1,19 @@
-"""Audio as it arrives on a pipe: WAV or raw samples, chunk by chunk."""
+"""Audio as it arrives, chunk by chunk: WAV or raw samples on a pipe, and samples at any rate."""
 
+import math
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from utils.audio import SAMPLE_RATE, AudioError, from_samples
+from utils.audio import SAMPLE_RATE, AudioError, from_samples, resample
 
 NAME = "standard input"  # in errors
 MAX_HEADER = 1 << 20  # bytes; a WAV with a larger chunk before its samples is damaged
 CHUNK_SECONDS = 0.25
+MARGIN_SECONDS = 0.01  # of sound on both sides of a chunk, more than the resampling filter reaches from 1 kHz on
 
 
 def read_stream(stream: BinaryIO, seconds: float = CHUNK_SECONDS) -> Iterator[Tensor]:
@@ -59,3 +62,33 @@ def read_wav_header(stream: BinaryIO) -> tuple[int, int, np.dtype]:
     if not kind or not channels:
         raise AudioError(NAME, "this kind of WAV cannot be streamed: give 16-bit, 32-bit or float samples")
     return rate, channels, np.dtype(kind)
+
+
+class StreamResampler:
+    """Resamples a stream chunk by chunk: joined, the chunks are what `resample` makes of the whole.
+
+    Args:
+        rate: of the samples that are fed, Hz.
+    """
+
+    def __init__(self, rate: int):
+        common = math.gcd(rate, SAMPLE_RATE)
+        self.rate, self.unit, self.new_unit = rate, rate // common, SAMPLE_RATE // common  # samples of equal duration
+        self.margin = math.ceil(MARGIN_SECONDS * rate / self.unit)  # units
+        self.samples, self.before = torch.zeros(0), 0  # and the units among them that were given out already
+
+    def feed(self, samples: Tensor) -> Tensor:
+        """Returns the 16 kHz samples that (S,) more samples complete."""
+        self.samples = torch.cat([self.samples, samples])
+        end = max(self.before, len(self.samples) // self.unit - self.margin)
+        ready = self._resampled()[: (end - self.before) * self.new_unit]
+        keep = max(0, end - self.margin)
+        self.samples, self.before = self.samples[keep * self.unit :], end - keep
+        return ready
+
+    def finish(self) -> Tensor:
+        """Returns the rest of the samples; nothing can be fed afterwards."""
+        return self._resampled()
+
+    def _resampled(self) -> Tensor:
+        return resample(self.samples, self.rate, SAMPLE_RATE)[self.before * self.new_unit :]

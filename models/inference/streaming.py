@@ -5,6 +5,7 @@ from torch import Tensor
 
 from models.components.streaming import StreamingError
 from models.recognizer import Recognizer
+from utils.audio import SAMPLE_RATE
 
 
 class StreamingRecognizer:
@@ -21,6 +22,7 @@ class StreamingRecognizer:
         self.network = network.eval()
         self.encoder = network.streaming_encoder()
         self.last, self.text = network.tokenizer.blank, ""
+        self.seconds = 0.0  # of sound that the text so far covers
 
     @torch.inference_mode()
     def feed(self, samples: Tensor) -> str:
@@ -36,6 +38,7 @@ class StreamingRecognizer:
         """Returns the text of (1, T, H) encoder output, which goes on from the frame before; single spaces."""
         if frames is None:
             return ""
+        self.seconds += frames.shape[1] * self.network.ctc_frame_samples / SAMPLE_RATE
         tokenizer, before = self.network.tokenizer, len(self.text)
         for token in self.network.head(frames)[0].argmax(dim=-1).tolist():
             if token not in (self.last, tokenizer.blank):

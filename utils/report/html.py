@@ -56,13 +56,19 @@ def illustrate(networks: dict, outcome: Outcome) -> Illustration:
     waveform = load_audio(outcome.audio, part=outcome.part)
     figures = []
     for name, network in networks.items():
-        device, tokens = next(network.parameters()).device, torch.tensor([network.tokenizer.encode(outcome.reference)])
-        batch = Batch(waveform[None].to(device), torch.tensor([len(waveform)], device=device), tokens.to(device),
-                      torch.tensor([tokens.shape[1]], device=device), [outcome.reference], [outcome.id], [])
-        with torch.inference_mode():
-            images = diagnostic_images(network, batch, titles=False, format="webp", pil_kwargs={"quality": 75})
+        images = utterance_images(network, waveform, outcome.reference)
         figures += [(f"{name}: {CAPTIONS.get(kind, kind)}", image) for kind, image in images.items()]
     return Illustration(waveform, figures)
+
+
+def utterance_images(network, waveform: Tensor, text: str) -> dict[str, bytes]:
+    """Returns WebP images of the diagnostics of a network for (S,) samples and their text, by kind."""
+    device = next(network.parameters()).device
+    tokens = torch.tensor([network.tokenizer.encode(text)], dtype=torch.int64)
+    batch = Batch(waveform[None].to(device), torch.tensor([len(waveform)], device=device), tokens.to(device),
+                  torch.tensor([tokens.shape[1]], device=device), [text], [""], [])
+    with torch.inference_mode():
+        return diagnostic_images(network, batch, titles=False, format="webp", pil_kwargs={"quality": 75})
 
 
 def build_html(*, about: dict, results: list[Result], notes: list[str],
@@ -202,8 +208,8 @@ def _article(row: list[tuple[Result, Outcome]], illustration: Illustration) -> s
     where = f"{result.split}, speaker {first.speaker}, {first.seconds:.1f} s"
     diffs = "".join(f'<p class="diff"><b>{escape(one_result.system)}: {one.errors} of {one.words} words wrong</b>'
                     f"{' '.join(map(_edit, one.edits))}</p>" for one_result, one in row)
-    audio = f'<audio controls preload="none" src="{_uri("audio/mpeg", encode_mp3(illustration.waveform))}"></audio>'
-    figures = "".join(f'<figure><img loading="lazy" alt="{escape(caption)}" src="{_uri("image/webp", image)}">'
+    audio = f'<audio controls preload="none" src="{data_uri("audio/mpeg", encode_mp3(illustration.waveform))}"></audio>'
+    figures = "".join(f'<figure><img loading="lazy" alt="{escape(caption)}" src="{data_uri("image/webp", image)}">'
                       f"<figcaption>{escape(caption)}</figcaption></figure>" for caption, image in illustration.figures)
     details = f"<details><summary>Spectrogram and output</summary>{figures}</details>" if figures else ""
     return (f'<article><header><h3>{escape(first.id)}</h3><span class="soft">{escape(where)}</span></header>'
@@ -224,7 +230,8 @@ def encode_mp3(waveform: Tensor) -> bytes:
     return sound.getvalue()
 
 
-def _uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Returns content as the address of a link or an image, which then needs no server."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
