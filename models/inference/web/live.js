@@ -39,19 +39,20 @@ async function stream(context, microphone) {
 
 button.addEventListener("click", async () => {
   speaking = !speaking;
-  button.textContent = speaking ? "Stop" : "Speak";
-  if (!speaking) return; // the stream under way sends its last chunk
+  button.disabled = !speaking; // until the stream under way has sent its last chunk
+  if (!speaking) return;
+  button.textContent = "Stop";
   let context, microphone;
   try {
     microphone = await navigator.mediaDevices.getUserMedia({ audio: true });
     context = new AudioContext();
     await stream(context, microphone);
   } catch (error) {
-    output.textContent = `The microphone cannot be used: ${error.message ?? error}`;
+    output.textContent = `Stopped: ${error.message ?? error}`; // no microphone, or no answer of the server
   } finally {
     microphone?.getTracks().forEach((track) => track.stop());
     context?.close();
-    speaking = false;
+    speaking = button.disabled = false;
     button.textContent = "Speak";
   }
 });

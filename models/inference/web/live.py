@@ -85,8 +85,9 @@ class Streams:
         decoded = decode_samples(samples)
         with self.lock:
             live = self.open.get(name) or self._begin(name, rate)
+            last = last or live.seconds + len(decoded) / rate > self.limits.stream_seconds
             live.feed(decoded, last)
-            if last or live.seconds > self.limits.stream_seconds:
+            if last:
                 del self.open[name]
         return live
 
