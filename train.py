@@ -20,6 +20,7 @@ from models.transfer import freeze, kept_vocabulary, take_weights
 from utils.cli.config import parse_with_config, peek, read_yaml
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.errors import UsageError, one_line_errors
+from utils.normalizers import NORMALIZERS
 from utils.process import (
     draw_to_files,
     end_children,
@@ -83,7 +84,7 @@ def find_vocabulary(args: argparse.Namespace, saved: dict) -> list[str] | None:
     root = Path(options.data_root).expanduser()
     names = [name for name, _ in options.train_factors()]
     readers.download_missing(root, names, url=options.librispeech_url)
-    texts = readers.read_transcripts(root, names)
+    texts = readers.read_transcripts(root, names, normalizer=NORMALIZERS[options.text_normalizer])
     try:
         vocabulary = learn_vocabulary(texts, alphabet=args.alphabet, vocab_size=size)
     except (ValueError, ImportError) as error:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from benchmarks.measure import benchmark_parser, prepare, show
 from data import readers
 from utils.audio import probe_seconds
-from utils.lm.text import ProseCleaner
 from utils.metrics import ErrorCounts, count_errors
+from utils.normalizers import ProseCleaner
 from utils.tokenizer import ENGLISH, CharTokenizer, normalize
 
 ROOT = Path(__file__).resolve().parent.parent

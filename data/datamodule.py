@@ -20,6 +20,7 @@ from data.sampler import BatchConfig, DurationBatchSampler, SampleRef
 from utils.audio import SAMPLE_RATE
 from utils.errors import printable
 from utils.files.locks import waiting_lock
+from utils.normalizers import NORMALIZERS
 from utils.process import is_first_process
 from utils.tokenizer import Tokenizer, ctc_frames_needed
 
@@ -96,7 +97,8 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         key = (name, training)
         if key not in self._indexes:
             entries, faults = readers.list_split(self.data_root, name)
-            index = build_index(name, entries, faults, self.tokenizer, self.cache_dir)
+            index = build_index(name, entries, faults, self.tokenizer, self.cache_dir,
+                                normalizer=NORMALIZERS[self.options.text_normalizer])
             self._indexes[key] = self._long_enough(index) if training else index
         return self._indexes[key]
 
@@ -223,7 +225,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         lines += [str(share) for share in self._shares() if set(self.factors) - {1.0}]
         lines += [f"speed {speed}" for speed in sorted(self.options.speed_perturb)]
         fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        return EpochState(0, [], self._batch_config(), self.options.seed, fingerprint)
+        return EpochState(0, [], self._batch_config(), self.options.seed, fingerprint, self.options.text_normalizer)
 
     def _training_utterances(self) -> list[Utterance]:
         return [u for name in self.train_sets for u in self.index(name, training=True).utterances]

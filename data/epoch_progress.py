@@ -95,12 +95,13 @@ class EpochState(NamedTuple):
     config: BatchConfig
     seed: int
     utterances: str  # fingerprint of the training utterances, their factors and speeds
+    text_normalizer: str = "basic"
 
     @classmethod
     def load(cls, state: dict) -> "EpochState":
         """Returns what `plain` wrote."""
         segments = [EpochSegment(BatchConfig(*config), count) for *config, count in state["segments"]]
-        return cls(state["epoch"], segments, BatchConfig(*state["config"]), state["seed"], state["utterances"])
+        return cls(**{**state, "segments": segments, "config": BatchConfig(*state["config"])})
 
     def plain(self) -> dict:
         """Returns plain values for a checkpoint."""
@@ -113,6 +114,9 @@ class EpochState(NamedTuple):
         Args:
             cut_short: whether an epoch ends before its last batch.
         """
+        if self.text_normalizer != now.text_normalizer:
+            raise DataError(f"--text_normalizer was {self.text_normalizer}, is {now.text_normalizer}: the texts would "
+                            "be others, and error rates could not be compared; a new run may begin with --init_from")
         if not self.segments:
             return
         remedy = "or go on from a checkpoint at the end of an epoch (last.ckpt)"

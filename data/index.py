@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ class Index:
 
 
 def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: Tokenizer,
-                cache_dir: Path) -> Index:
+                cache_dir: Path, *, normalizer: Callable[[str], str] = normalize) -> Index:
     """Keeps the entries with an id of their own, a text that the tokenizer can encode, and readable audio.
 
     Args:
@@ -78,21 +78,22 @@ def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]
         faults: by kind, what the listing itself found; kept in the report.
         tokenizer: encodes the texts.
         cache_dir: holds durations from one run to the next.
+        normalizer: gives texts the form in which the tokenizer encodes them.
 
     Raises DataError where nothing is left.
     """
     left_out = defaultdict(list, faults)
-    usable = list(_encode(entries, tokenizer, left_out))
-    durations = probe_all(name, [entry.audio for entry, _ in usable], cache_dir)
+    usable = list(_encodable((entry._replace(text=normalizer(entry.text)) for entry in entries), tokenizer, left_out))
+    durations = probe_all(name, [entry.audio for entry in usable], cache_dir)
     utterances = []
-    for (entry, text), found in zip(usable, durations, strict=True):
+    for entry, found in zip(usable, durations, strict=True):
         try:
             part, seconds = _find_part(entry, found)
         except ValueError as error:
             left_out[f"with bad audio: {error}"].append(entry.audio)
         else:
-            utterances.append(Utterance(entry.id, entry.audio, text, tokenizer.encode(text), seconds, entry.speaker,
-                                        part))
+            utterances.append(Utterance(entry.id, entry.audio, entry.text, tokenizer.encode(entry.text), seconds,
+                                        entry.speaker, part))
     index = Index(name, utterances, {kind: rows for kind, rows in left_out.items() if rows})
     if not utterances:
         raise DataError(f"nothing to use in {index}")
@@ -119,21 +120,19 @@ def _find_part(entry: Entry, found: float | str) -> tuple[tuple[float, float] | 
     return None if whole else (begin, seconds), seconds
 
 
-def _encode(entries: Iterable[Entry], tokenizer: Tokenizer,
-            left_out: dict[str, list[str]]) -> Iterator[tuple[Entry, str]]:
-    """Yields the entries whose text can be encoded, with the normalised text; the others go to `left_out`."""
+def _encodable(entries: Iterable[Entry], tokenizer: Tokenizer, left_out: dict[str, list[str]]) -> Iterator[Entry]:
+    """Yields the entries whose normalised text can be encoded; the others go to `left_out`."""
     seen = set()
     for entry in entries:
-        text = normalize(entry.text)
         if entry.id in seen:
             left_out["with an id that came before"].append(entry.id)
-        elif not text:
+        elif not entry.text:
             left_out["with an empty transcript"].append(entry.id)
-        elif missing := tokenizer.unknown(text):
+        elif missing := tokenizer.unknown(entry.text):
             left_out["with characters outside the alphabet"].append(f"{entry.id}: {' '.join(sorted(missing))}")
         else:
             seen.add(entry.id)
-            yield entry, text
+            yield entry
 
 
 def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]:

@@ -16,6 +16,7 @@ from utils.cli.values import (
     weighted_name,
 )
 from utils.errors import UsageError
+from utils.normalizers import NormalizerType
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # of this process
 
@@ -30,6 +31,7 @@ class DataOptions:
         batch_size: utterances per batch and process
         batch_seconds: seconds of padded audio per batch and process; wins over --batch_size
         num_workers: processes that read audio
+        text_normalizer: of transcripts: basic, lower case; english, without punctuation and with numbers in words
         cache_dir: durations of audio files
         librispeech_url: where LibriSpeech's archives are
     """
@@ -39,6 +41,7 @@ class DataOptions:
     batch_size: Annotated[int, positive_int] = 32
     batch_seconds: Annotated[float, positive_float] | None = None
     num_workers: Annotated[int, nonnegative_int] = min(4, CORES)
+    text_normalizer: NormalizerType = "basic"
     cache_dir: str = ".cache/index"
     librispeech_url: str = URL
 

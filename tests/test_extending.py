@@ -18,11 +18,12 @@ from models import Recognizer
 from models.components.features import FEATURES, build_features
 from models.optim import OPTIMIZERS, SCHEDULES, OptimizerConfig, build_optimizer
 from utils.audio import load_audio
+from utils.normalizers import NORMALIZERS
 from utils.tokenizer import TOKENIZERS, CharTokenizer, build_tokenizer
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-MODEL, CORPUS, TOKENIZER, FEATURE, OPTIMISER = BLOCKS
+MODEL, CORPUS, NORMALIZER, TOKENIZER, FEATURE, OPTIMISER = BLOCKS
 
 
 def run(source: str, monkeypatch) -> types.ModuleType:
@@ -36,7 +37,7 @@ def run(source: str, monkeypatch) -> types.ModuleType:
 @pytest.fixture(autouse=True)
 def registries():
     """Registries are after a test what they were before."""
-    registries = (Recognizer.registry, TOKENIZERS, FEATURES, OPTIMIZERS, SCHEDULES)
+    registries = (Recognizer.registry, NORMALIZERS, TOKENIZERS, FEATURES, OPTIMIZERS, SCHEDULES)
     kept = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, entries in kept:
@@ -74,6 +75,11 @@ def test_a_corpus(monkeypatch, tmp_path):
     index = data.index("train")
     assert [utterance.text for utterance in index.utterances] == ["hello there", "good bye"]
     assert index.left_out == {"without a transcript": ["c.wav"]}
+
+
+def test_a_normalizer(monkeypatch):
+    run(NORMALIZER, monkeypatch)
+    assert NORMALIZERS["german"]("Über die Straße, bitte!") == "ueber die strasse bitte"
 
 
 def test_a_tokenizer(monkeypatch):

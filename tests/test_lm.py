@@ -17,8 +17,8 @@ from conftest import CORPUS
 from test_download import serving
 from test_ngram import ARPA, BAD
 
+from utils import normalizers
 from utils.lm import __main__ as lm
-from utils.lm import text as lm_text
 from utils.lm.build import ngram_counts
 from utils.lm.kneser_ney import BEGIN, END, BackoffModel, number_words
 from utils.lm.ngram import NGram, load_kenlm, read_words
@@ -204,7 +204,7 @@ def test_pruning_keeps_the_histories_of_what_it_keeps(tmp_path):
 
 def test_prose_becomes_what_networks_write():
     """Quotation marks, dashes, capitals, accents and abbreviations; a text that is clean stays as it is."""
-    clean = lm_text.ProseCleaner(ENGLISH)
+    clean = normalizers.ProseCleaner(ENGLISH)
     for prose, expected in {
         "“Yes—I remember,” said Mr. Smith; ‘it was his.’": "yes i remember said mister smith it was his",
         "'You heard,' she said. 'Tis the dogs' café &c…": "you heard she said 'tis the dogs cafe and c",
@@ -212,13 +212,13 @@ def test_prose_becomes_what_networks_write():
         "An' th' mill's _quiet_, o' course!": "an' th' mill's quiet o' course",
         "the 'clean' dogs'": "the 'clean' dogs'", "´— …": ""}.items():
         assert clean(normalize(prose)) == expected
-    french = lm_text.ProseCleaner(CharTokenizer(alphabet=" abcdefé"))
+    french = normalizers.ProseCleaner(CharTokenizer(alphabet=" abcdefé"))
     assert french(normalize("Café, à 12 & 13")) == "café a 12 & 13"
 
 
 def test_numbers_are_spelled():
     pytest.importorskip("num2words")
-    clean = lm_text.ProseCleaner(ENGLISH)
+    clean = normalizers.ProseCleaner(ENGLISH)
     assert clean(normalize("In 1848, 1,000 of 2005; the 3rd 21st 3.5% £10 x12345678901234567")) == (
         "in eighteen forty eight one thousand of two thousand and five the third twenty first three point five "
         "percent ten x one two three four five six seven eight nine zero one two three four five six seven")
@@ -391,6 +391,6 @@ def test_the_command_line(tmp_path, text, capsys, monkeypatch):
     assert "build|score|download" in fail(capsys)
     assert "'bild'" in fail(capsys, "bild")
     monkeypatch.setitem(sys.modules, "num2words", None)
-    lm_text.spell_number.cache_clear()
+    normalizers.spell_number.cache_clear()
     text.write_text("4 cats\n")
     assert "pip install -r requirements.txt" in fail(capsys, "build", "--text", text, "--output", tmp_path / "x.arpa")

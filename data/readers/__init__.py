@@ -8,7 +8,7 @@ A reader is a module with two functions:
 A further kind of corpus is one such file and its name in READERS.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data.index import DataError, Entry
@@ -44,6 +44,6 @@ def download_missing(root: Path, names: Iterable[str], *, url: str) -> None:
         download_subset(name, root, url=url)
 
 
-def read_transcripts(root: Path, names: Iterable[str]) -> list[str]:
+def read_transcripts(root: Path, names: Iterable[str], *, normalizer: Callable[[str], str] = normalize) -> list[str]:
     """Returns the normalised text of every utterance that splits list. Raises DataError."""
-    return [normalize(entry.text) for name in names for entry in list_split(root, name)[0]]
+    return [normalizer(entry.text) for name in names for entry in list_split(root, name)[0]]
