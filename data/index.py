@@ -63,9 +63,14 @@ class Index:
     def __str__(self) -> str:
         hours = sum(utterance.seconds for utterance in self.utterances) / 3600
         line = f"{printable(self.name)}: {len(self.utterances):,} utterances, {hours:.2f} h"
-        faults = [f"{len(rows)} {kind} ({', '.join(printable(row, 300) for row in rows[:SHOWN])}"
-                  f"{', ...' if len(rows) > SHOWN else ''})" for kind, rows in self.left_out.items()]
-        return "; left out: ".join([line, "; ".join(faults)]) if faults else line
+        return line + describe_faults(self.left_out)
+
+
+def describe_faults(left_out: dict[str, list[str]]) -> str:
+    """Returns what was left out, by kind of fault with some examples, to follow the count of what was not."""
+    kinds = [f"{len(rows)} {kind} ({', '.join(printable(row, 300) for row in rows[:SHOWN])}"
+             f"{', ...' if len(rows) > SHOWN else ''})" for kind, rows in left_out.items() if rows]
+    return f"; left out: {'; '.join(kinds)}" if kinds else ""
 
 
 def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]], tokenizer: Tokenizer,

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 import torch
 from conftest import SPEECH
-from test_data import ALL, ID, audio_of, corpus, data_module, ids, index_of, order, row, write_manifest
+from test_data import ALL, ID, audio_of, corpus, data_module, edit_line, ids, index_of, order, row, write_manifest
 from training_runs import arguments, checkpoint
 
 import train
+from data import convert, readers
 from data import index as index_module
-from data import readers
 from data.dataset import SpeechDataset
 from data.index import DataError
 from data.sampler import SampleRef
@@ -455,3 +455,46 @@ def test_a_part_is_read_alone(tmp_path, suffix, monkeypatch):
     part = load_audio(path, part=(20.25, 1.5))
     assert decoded == [24_000]
     torch.testing.assert_close(part, whole[324_000:348_000], rtol=0, atol=0 if suffix in ("flac", "wav") else 1e-4)
+
+
+# -- any split as a manifest -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", LAYOUTS, ids=lambda build: build.__name__)
+def test_any_split_is_written_as_a_manifest(build, tmp_path, capsys):
+    """With the same utterances, in the same parts of the same files, where both are moved together."""
+    corpus, moved = tmp_path / "corpus", tmp_path / "moved"
+    corpus.mkdir()
+    name = build(corpus)
+    convert.main([name, "--data_root", str(corpus), "--output", str(corpus / "mine.jsonl")])
+    assert capsys.readouterr().out == f"{corpus}/mine.jsonl: 4 utterances\n"
+    expected = data_module(corpus).index(name).utterances
+    corpus.rename(moved)
+    found = data_module(moved).index("mine.jsonl")
+    assert found.left_out == {}
+    assert [u._replace(audio="") for u in found.utterances] == [u._replace(audio="") for u in expected]
+    assert all(Path(u.audio).is_file() for u in found.utterances)
+
+
+def test_a_folder_of_librispeech_is_written_as_a_manifest(corpus, monkeypatch, capsys):
+    """Also from a relative path to a manifest elsewhere; what is not listed is counted; texts are as they were."""
+    edit_line(corpus / "train", f"{ID} It’s 5!", "gone so")
+    monkeypatch.chdir(corpus)
+    convert.main(["train", "--data_root", ".", "--output", "../mine.jsonl"])
+    assert capsys.readouterr().out == "../mine.jsonl: 10 utterances; left out: 1 without audio (gone)\n"
+    rows = {row["id"]: row for row in map(json.loads, Path("../mine.jsonl").read_text().splitlines())}
+    assert rows[ID] == {"audio": f"corpus/train/9001/1/{ID}.opus", "text": "It’s 5!", "id": ID, "speaker": "9001"}
+    assert ids(data_module(corpus.parent).index("mine.jsonl").utterances) == ALL - {ID}
+
+
+@pytest.mark.parametrize(("name", "output", "reason"), [
+    ("nowhere", "mine.jsonl", "no split 'nowhere' under "), ("empty.jsonl", "mine.jsonl", "empty.jsonl: 0 utterances"),
+    ("train", "mine.csv", "--output mine.csv: the name of a manifest ends in .jsonl"),
+    ("train", "no/folder/mine.jsonl", "no/folder/mine.jsonl: No such file or directory")])
+def test_what_cannot_be_written_as_a_manifest(corpus, monkeypatch, capsys, name, output, reason):
+    monkeypatch.chdir(corpus)
+    Path("empty.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match="2"):
+        convert.main([name, "--data_root", ".", "--output", output])
+    error, = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"python -m data.convert: error: {reason}")
