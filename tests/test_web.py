@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def test_the_first_network_that_can_stream_is_found():
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> str:
+def site(tmp_path_factory) -> Iterator["Page"]:
     """A page with a bidirectional and a streaming network, served from a process of its own."""
     folder = tmp_path_factory.mktemp("page")
     paths = [save(network, folder / f"{name}.ckpt") for name, network in (
@@ -233,50 +234,50 @@ def words_of(page: str) -> str:
 
 
 @needs_gradio
-def test_twenty_visitors_at_once(address):
+def test_twenty_visitors_at_once(site):
     """All are answered alike, and memory stays where one visitor left it."""
-    expected = Transcriber(address.folder / "whole.ckpt").transcribe(SPEECH[0]).text
+    expected = Transcriber(site.folder / "whole.ckpt").transcribe(SPEECH[0]).text
 
     def visit(_) -> str:
-        path, = address.upload(SPEECH[0]).json()
-        return address.transcribe(path, address.system)
+        path, = site.upload(SPEECH[0]).json()
+        return site.transcribe(path, site.system)
 
     visit(0)
-    before, begin = address.memory(), time.perf_counter()
+    before, begin = site.memory(), time.perf_counter()
     with ThreadPoolExecutor(VISITORS) as pool:
         answers = list(pool.map(visit, range(VISITORS)))
-    print(f"{VISITORS} visitors: {time.perf_counter() - begin:.1f} s, {before} to {address.memory()} MB")
+    print(f"{VISITORS} visitors: {time.perf_counter() - begin:.1f} s, {before} to {site.memory()} MB")
     for one in answers:
         assert one.startswith("event: complete") or "\nevent: complete" in one
         assert words_of(json.loads(one.split("data: ")[-1])[0]) == expected
-    assert address.memory() < before + 100
+    assert site.memory() < before + 100
 
 
 @needs_gradio
-def test_what_strangers_may_not(address, tmp_path):
+def test_what_strangers_may_not(site, tmp_path):
     """Read a file of the server, let it fetch one, ask for another system, send too much, or learn a path."""
     secret = tmp_path / "secret.wav"
     soundfile.write(secret, np.zeros(16_000), 16_000)
-    for url in (f"{address.address}config", "https://example.org/a.wav"):
-        assert "upload the file itself, not its address" in address.transcribe(url, address.system)
+    for url in (f"{site.address}config", "https://example.org/a.wav"):
+        assert "upload the file itself, not its address" in site.transcribe(url, site.system)
     for path in (str(secret), "/etc/passwd", f"file://{secret}"):
-        assert '{"error": null}' in address.transcribe(path, address.system)
-        assert address.http.get(f"gradio_api/file={path}").status_code == 403
-    assert "not in the list of choices" in address.transcribe(None, str(address.folder / "stream.ckpt"))
+        assert '{"error": null}' in site.transcribe(path, site.system)
+        assert site.http.get(f"gradio_api/file={path}").status_code == 403
+    assert "not in the list of choices" in site.transcribe(None, str(site.folder / "stream.ckpt"))
     soundfile.write(tmp_path / "large.wav", np.zeros(600_000), 16_000)
-    assert address.upload(tmp_path / "large.wav").status_code == 413
+    assert site.upload(tmp_path / "large.wav").status_code == 413
     soundfile.write(tmp_path / "long.flac", np.zeros(16_000 * 11), 16_000)
-    path, = address.upload(tmp_path / "long.flac").json()
-    assert 'class=\\"error\\">long.flac: longer than the 10 s' in address.transcribe(path, address.system)
-    shown = address.http.get("config").text + address.http.get("").text
-    assert str(address.folder.parent) not in shown and str(ROOT) not in shown
-    assert "default-src 'self'" in address.http.get("").headers["content-security-policy"]
+    path, = site.upload(tmp_path / "long.flac").json()
+    assert 'class=\\"error\\">long.flac: longer than the 10 s' in site.transcribe(path, site.system)
+    shown = site.http.get("config").text + site.http.get("").text
+    assert str(site.folder.parent) not in shown and str(ROOT) not in shown
+    assert "default-src 'self'" in site.http.get("").headers["content-security-policy"]
 
 
 @needs_gradio
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium on PATH")
 @pytest.mark.skipif(bool(missing("playwright")), reason="playwright is not installed: pip install playwright")
-def test_a_visit_with_a_browser(address, tmp_path):
+def test_a_visit_with_a_browser(site, tmp_path):
     """Upload, words, download, recording, live text and comparison; the browser asks no other server for anything."""
     from playwright.sync_api import sync_playwright
 
@@ -289,11 +290,11 @@ def test_a_visit_with_a_browser(address, tmp_path):
         page.set_default_timeout(60_000)
         page.on("request", lambda request: hosts.add(re.match(r"\w+:(//[^/]*)?", request.url)[0]))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address.address)
+        page.goto(site.address)
         visit_recording(page, tmp_path)
         visit_live(page)
         visit_comparison(page)
-    assert hosts <= {address.address.removesuffix("/"), "data:", "blob:"} and not errors
+    assert hosts <= {site.address.removesuffix("/"), "data:", "blob:"} and not errors
 
 
 def visit_recording(page, folder: Path) -> None:

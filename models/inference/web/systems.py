@@ -36,7 +36,7 @@ class Limits:
         max_seconds: longest recording.
         max_megabytes: largest upload.
         max_waiting: jobs in the queue, beyond which further ones are refused.
-        max_streams: visitors who speak at the same time; others wait.
+        max_streams: visitors who speak at the same time; others are told to come back.
         stream_seconds: longest speech into the microphone of the live tab.
     """
 
