@@ -1,4 +1,4 @@
-"""The folder of a corpus that this package makes, in LibriSpeech's layout: it appears when it is complete.
+"""The folder of a corpus that this package makes, most in LibriSpeech's layout: it appears when it is complete.
 
     OUTPUT/corpus.json                                  settings and counts
     OUTPUT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac

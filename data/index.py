@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from utils.audio import AudioError, probe_seconds
 from utils.errors import UserError, printable
+from utils.files.members import parse_member
 from utils.tokenizer import Tokenizer, normalize
 
 SHOWN = 3  # examples of each kind of fault in a report
@@ -38,6 +39,7 @@ class Entry(NamedTuple):
     speaker: str
     offset: float | None = None  # seconds at which it begins in the file; the beginning where it is not stated
     duration: float | None = None  # seconds; to the end of the file where it is not stated
+    found: float | str | None = None  # seconds of the file, or what is wrong with it, where an index knows that
 
 
 class Utterance(NamedTuple):
@@ -89,11 +91,11 @@ def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]
     """
     left_out = defaultdict(list, faults)
     usable = list(_encodable((entry._replace(text=normalizer(entry.text)) for entry in entries), tokenizer, left_out))
-    durations = probe_all(name, [entry.audio for entry in usable], cache_dir)
+    durations = iter(probe_all(name, [entry.audio for entry in usable if entry.found is None], cache_dir))
     utterances = []
-    for entry, found in zip(usable, durations, strict=True):
+    for entry in usable:
         try:
-            part, seconds = _find_part(entry, found)
+            part, seconds = _find_part(entry, next(durations) if entry.found is None else entry.found)
         except ValueError as error:
             left_out[f"with bad audio: {error}"].append(entry.audio)
         else:
@@ -153,14 +155,15 @@ def probe_all(name: str, paths: list[str], cache_dir: Path) -> list[float | str]
     new = {key: path for path, key in zip(paths, keys, strict=True) if key not in cache}
     if new:
         with ThreadPoolExecutor() as pool:  # libsndfile works outside the interpreter's lock
-            found = pool.map(_probe, new.values(), chunksize=16)
+            found = pool.map(probe, new.values(), chunksize=16)
             progress = tqdm(found, total=len(new), desc=f"indexing {name}", unit=" files", disable=len(new) < 1000)
             cache.update(zip(new, progress, strict=True))
         _write_cache(cache_file, {key: cache[key] for key in keys if isinstance(cache[key], float)})
     return [cache[key] for key in keys]
 
 
-def _probe(path: str) -> float | str:
+def probe(path: str) -> float | str:
+    """Returns the seconds of a file, or what is wrong with it."""
     try:
         return probe_seconds(path)
     except AudioError as error:
@@ -169,7 +172,8 @@ def _probe(path: str) -> float | str:
 
 def _file_key(path: str) -> str:
     try:
-        status = os.stat(path)
+        member = parse_member(path)
+        status = os.stat(member.tar if member else path)
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return f"{path}|absent"
     return f"{path}|{status.st_size}|{status.st_mtime_ns}"

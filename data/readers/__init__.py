@@ -13,10 +13,10 @@ from pathlib import Path
 
 from data.index import DataError, Entry
 from data.librispeech import SHA256, download_subset
-from data.readers import audiofolder, common_voice, kaldi, librispeech, manifest
+from data.readers import audiofolder, common_voice, kaldi, librispeech, manifest, shards
 from utils.tokenizer import normalize
 
-READERS = (common_voice, manifest, kaldi, audiofolder, librispeech)  # asked in this order
+READERS = (common_voice, manifest, kaldi, audiofolder, shards, librispeech)  # asked in this order
 
 
 def is_there(root: Path, name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import soundfile
 
 from utils.errors import UserError, printable
+from utils.files.members import parse_member
 
 RATES = range(1_000, 768_001)  # Hz that a file may state: beyond are errors, and a second that becomes gigabytes
 TRUNCATED = "truncated: it ends before its header says"
@@ -44,18 +45,25 @@ def open_sound(path, *, whole: bool = True) -> soundfile.SoundFile:
     Args:
         whole: look through the container for what would not be read; a part of an hour does not need it.
     """
-    if not os.path.isfile(path):  # False, unlike Path.is_file, for a name that the system refuses
-        raise AudioError(path, "no such file" if not os.path.exists(path) else "not a file")
-    if not os.access(path, os.R_OK):
+    member = parse_member(path)
+    place = member.tar if member else path
+    if not os.path.isfile(place):  # False, unlike Path.is_file, for a name that the system refuses
+        raise AudioError(path, "no such file" if not os.path.exists(place) else "not a file")
+    if not os.access(place, os.R_OK):
         raise AudioError(path, "not readable (permission denied)")
-    if not os.path.getsize(path):
+    size = member.size if member else os.path.getsize(place)
+    if not size:
         raise AudioError(path, "empty: 0 bytes")
+    if member and member.begin + size > os.path.getsize(place):
+        raise AudioError(path, TRUNCATED)
     try:
-        with open(path, "rb") as file:
-            sound = soundfile.SoundFile(_check_wav(path, file) or os.fsencode(path))
-            fault = _fault_in_header(sound, path)
+        content = member.read() if member else None
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
+            source = os.fsencode(path) if content is None else io.BytesIO(content)
+            sound = soundfile.SoundFile(_check_wav(path, file, size, content) or source)
+            fault = _fault_in_header(sound, size)
             if whole and not fault and sound.format in _CHECKS:
-                fault = _CHECKS[sound.format](file, sound)
+                fault = _CHECKS[sound.format](file, size, sound)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise AudioError(path, f"not audio that can be read ({describe(error)})") from None
     if fault:
@@ -70,48 +78,56 @@ def describe(error: Exception) -> str:
     return " ".join(text.split()).rstrip(".").lower() or "unknown error"
 
 
-def _fault_in_header(sound: soundfile.SoundFile, path) -> str:
+def _fault_in_header(sound: soundfile.SoundFile, size: int) -> str:
     if sound.frames > _UNKNOWN_FRAMES or sound.frames < 0:
         return "its header does not state its length: encode it again, to a file"
     if sound.samplerate not in RATES:
         return f"its header states {sound.samplerate:,} Hz, not {RATES.start:,} to {RATES.stop - 1:,}"
-    if not sound.frames and os.path.getsize(path) > _TAIL:
-        return f"its header states no samples, though it has {os.path.getsize(path):,} bytes: {CONVERT}"
+    if not sound.frames and size > _TAIL:
+        return f"its header states no samples, though it has {size:,} bytes: {CONVERT}"
     return "" if sound.frames else "empty: no samples"
 
 
 # -- WAV: chunks, each a name, a size and so many bytes --------------------------------------------
 
 
-class _Streamed(io.FileIO):
+class _Streamed(io.RawIOBase):
     """A WAV that states an unknown size of its samples, as if it had been written to a pipe."""
 
-    def __init__(self, path, samples: int):
-        super().__init__(path)
-        self.size_at = samples - 4
+    def __init__(self, file: BinaryIO, samples: int):
+        self.file, self.size_at = file, samples - 4
+        self.seek, self.tell = file.seek, file.tell
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
     def readinto(self, buffer) -> int:
         begin = self.tell()
-        count = super().readinto(buffer)
+        count = self.file.readinto(buffer)
         for at in range(max(begin, self.size_at), min(begin + count, self.size_at + 4)):
             memoryview(buffer).cast("B")[at - begin] = 0xFF
         return count
 
 
-def _check_wav(path, file: BinaryIO) -> _Streamed | None:
+def _check_wav(path, file: BinaryIO, size: int, content: bytes | None) -> _Streamed | None:
     """Returns the file as a streamed one where its recorder was killed before it stated a size, else None.
+
+    Args:
+        content: of a file in a tar.
 
     Raises AudioError where it is not all there, or goes on after the samples that it states.
     """
     samples, stated = _find_wav_samples(file)
-    size = os.path.getsize(path)
     if not samples or stated == _STREAMED:
         return None
     if samples + stated > size:
         raise AudioError(path, TRUNCATED)
     after = _count_after_chunks(file, samples + stated + stated % 2, size)
     if after and not stated:
-        return _Streamed(path, samples)
+        return _Streamed(open(path, "rb") if content is None else io.BytesIO(content), samples)
     if after > _TAIL:
         raise AudioError(path, f"{after:,} bytes follow the samples that its header states: "
                                "`ffmpeg -ignore_length 1 -i` reads them as well")
@@ -159,7 +175,7 @@ def _count_after_chunks(file: BinaryIO, begin: int, size: int) -> int:
 # -- Ogg, FLAC and MP3: files that were joined byte by byte ------------------------------------------
 
 
-def _check_ogg(file: BinaryIO, _) -> str:
+def _check_ogg(file: BinaryIO, size: int, _) -> str:
     """Returns what is wrong with the pages of a file (RFC 3533, section 6), or nothing.
 
     After `OggS`, byte 5 has bit 1 set on the first page of a stream and bit 2 on its last one; byte 26 counts the
@@ -179,10 +195,10 @@ def _check_ogg(file: BinaryIO, _) -> str:
             return JOINED
         inside, ends = inside or not header[5] & 2, bool(header[5] & 4)
         at = end = file.tell() + sum(sizes)
-    return "" if ends and end <= os.fstat(file.fileno()).st_size else TRUNCATED
+    return "" if ends and end <= size else TRUNCATED
 
 
-def _check_flac(file: BinaryIO, _) -> str:
+def _check_flac(file: BinaryIO, *_) -> str:
     """Returns what is to be said where another file begins within this one: by its mark and its first block's size."""
     at = _find(file, b"fLaC", 0)
     while (at := _find(file, b"fLaC", at + 4)) >= 0:
@@ -192,7 +208,7 @@ def _check_flac(file: BinaryIO, _) -> str:
     return ""
 
 
-def _check_mp3(file: BinaryIO, sound: soundfile.SoundFile) -> str:
+def _check_mp3(file: BinaryIO, _, sound: soundfile.SoundFile) -> str:
     """Returns what is to be said where libsndfile believes an index (`Xing` or `Info`) that counts fewer frames.
 
     Without an index it takes the first frame's bit rate for that of all.

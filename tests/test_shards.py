@@ -1,0 +1,124 @@
+"""Tar shards: written from any split, read by one seek, trained on as the files that they hold."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CORPUS, SPEECH
+from test_data import ALL, corpus, data_module, ids
+from test_readers import kaldi
+from training_runs import arguments, assert_same_end, checkpoint
+
+import train
+from data import convert, shard
+from data.dataset import SpeechDataset
+from data.index import DataError
+from data.readers.shards import read_index
+from data.sampler import SampleRef
+from utils.audio import AudioError, load_audio
+from utils.files.members import Member
+from utils.tokenizer import CharTokenizer
+
+assert corpus  # a fixture
+
+
+def waveforms(index) -> dict[str, torch.Tensor]:
+    dataset = SpeechDataset(index.utterances, CharTokenizer())
+    return {one.id: dataset[SampleRef(i, 0)][1] for i, one in enumerate(index.utterances)}
+
+
+def test_shards_hold_the_same_utterances(tmp_path, capsys):
+    """Ids, texts, speakers and durations, and the same samples; the same flags give the same bytes."""
+    for name in ("one", "two"):
+        shard.main(["train", "--data_root", str(CORPUS), "--output", str(tmp_path / name), "--shard_size", "4"])
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path}/one: 3 shards, 10 utterances, 0.00 h"
+    tars = sorted((tmp_path / "one").glob("*.tar"))
+    assert [len(read_index(tar)["utterances"]) for tar in tars] == [4, 3, 3]
+    assert [tar.read_bytes() for tar in tars] == [(tmp_path / "two" / tar.name).read_bytes() for tar in tars]
+    plain, sharded = data_module(CORPUS).index("train"), data_module(tmp_path).index("one")
+    assert sharded.left_out == {} and ids(sharded.utterances) == ALL
+    facts = [{one.id: one._replace(audio="") for one in index.utterances} for index in (plain, sharded)]
+    assert facts[0] == facts[1]
+    expected, found = waveforms(plain), waveforms(sharded)
+    assert all(torch.equal(expected[name], found[name]) for name in ALL)
+
+
+def test_parts_of_files_become_files(tmp_path):
+    name = kaldi(tmp_path)
+    shard.main([name, "--data_root", str(tmp_path), "--output", str(tmp_path / "shards")])
+    plain, sharded = data_module(tmp_path).index(name), data_module(tmp_path).index("shards")
+    expected, found = waveforms(plain), waveforms(sharded)
+    assert expected.keys() == found.keys() and all(one.part is None for one in sharded.utterances)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_resumed_within_an_epoch_of_shards_ends_as_the_unbroken_one(tmp_path):
+    """With data workers."""
+    shard.build_shards("train", tmp_path / "shards", data_root=CORPUS, shard_size=4, cache_dir=tmp_path / "cache")
+    flags = ["--data_root", str(CORPUS), "--train_sets", str(tmp_path / "shards"), "--test_sets", "--epochs", "3",
+             "--batch_size", "3", "--speed_perturb", "0.9", "1.1", "--checkpoint_every", "5", "-w", "2"]
+    train.main(arguments(tmp_path / "whole", *flags))
+    assert checkpoint(tmp_path / "whole", "periodic")["LibriSpeechDataModule"]["segments"], "not within an epoch"
+    path = str(tmp_path / "whole" / "checkpoints" / "periodic.ckpt")
+    train.main(arguments(tmp_path / "resumed", *flags, "--checkpoint_path", path))
+    assert_same_end(tmp_path / "whole", tmp_path / "resumed")
+
+
+def write_tar(path: Path, **files: bytes) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_tars_of_other_programs(tmp_path):
+    """With texts as `.txt`, in folders; what lacks its other half, and what is no sound, is counted."""
+    sound, folder = SPEECH[0].read_bytes(), tmp_path / "web"
+    folder.mkdir()
+    write_tar(folder / "a.tar", **{"x/1.opus": sound, "x/1.txt": b"So it is\n", "2.opus": sound, "3.txt": b"so",
+                                   "4.wav": b"no sound", "4.json": b'{"text": "so"}', "5.cls": b"5"})
+    index = data_module(tmp_path).index("web")
+    assert [(one.id, one.text) for one in index.utterances] == [("x/1", "so it is")]
+    bad, = index.left_out.pop("with bad audio: not audio that can be read (format not recognised)")
+    assert bad.startswith(f"{folder}/a.tar:")
+    assert index.left_out == {"without a transcript": ["a.tar: 2"], "without audio": ["a.tar: 3"]}
+    write_tar(folder / "a.tar", **{"6.opus": sound, "6.txt": b"now"})  # its index is of another tar
+    assert [one.id for one in data_module(tmp_path).index("web").utterances] == ["6"]
+    (folder / "a.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(DataError, match=f"^{folder}/a.tar: not a tar of utterances that can be read"):
+        data_module(tmp_path).index("web")
+
+
+def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """With the shards that it lacks; one that was being written is written anew."""
+    options = {"data_root": CORPUS, "shard_size": 4, "cache_dir": tmp_path / "cache", "num_workers": 1}
+    shard.build_shards("train", tmp_path / "whole", **options)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        sounds, sound = iter(range(100)), shard._sound
+        patch.setattr(shard, "_sound", lambda *one: sound(*one) if next(sounds) < 6 else Path("/no/where").read_bytes())
+        shard.build_shards("train", tmp_path / "stopped", **options)
+    assert not (tmp_path / "stopped").exists()
+    shard.build_shards("train", tmp_path / "stopped", **options)
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_members_of_tars_are_read_as_files_and_listed_in_manifests(tmp_path, monkeypatch):
+    shard.build_shards("train", tmp_path / "shards", data_root=CORPUS, cache_dir=tmp_path / "cache")
+    convert.convert(str(tmp_path / "shards"), tmp_path / "mine.jsonl")
+    assert json.loads((tmp_path / "mine.jsonl").read_text().splitlines()[0])["audio"].startswith("shards/shard-000000")
+    index = data_module(tmp_path).index("mine.jsonl")
+    assert ids(index.utterances) == ALL and index.left_out == {}
+    tar = tmp_path / "shards/shard-000000.tar"
+    for begin, size, reason in ((0, 0, "empty: 0 bytes"), (10**9, 5, "truncated"), (0, 512, "not audio")):
+        with pytest.raises(AudioError, match=reason):
+            load_audio(Member(str(tar), begin, size))
+    with pytest.raises(AudioError, match="no such file"):
+        load_audio(f"{tmp_path}/none.tar:0+5")
