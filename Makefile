@@ -2,6 +2,7 @@
 # make test    install, run the tests
 # make lint    the linter that CI runs
 # make web     install, serve a page that transcribes at http://127.0.0.1:7860
+# make english CORPORA=FOLDER TEXT=FILE   train the network of pretrained/english anew; goes on where it was stopped
 # make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
 # make clean   delete .venv, caches and the demo corpus; runs/ with its checkpoints stays
 
@@ -10,10 +11,11 @@ PY := .venv/bin/python
 DEMO := data/corpora/demo
 HOURS ?= 2
 MODEL ?= deepspeech2
+TESTERS ?= 2
 CONFIG := configs/$(MODEL)_demo.yaml
 RUN := runs/$(MODEL)_demo
 
-.PHONY: demo test lint web bench install clean
+.PHONY: demo english test lint web bench install clean
 
 install: .venv/installed
 
@@ -34,7 +36,7 @@ demo: install
 	echo "hypothesis: $$($(PY) inference.py --checkpoint $(RUN)/checkpoints/best.ckpt --audio $$audio)"
 
 test: install
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadfile
 
 lint: install
 	$(PY) -m ruff check .
@@ -42,6 +44,40 @@ lint: install
 web: install
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 	$(PY) -m models.inference.web
+
+# From nothing to the files of pretrained/english, in runs/deepspeech2_english. CORPORA holds kathleen, librispeech,
+# ljspeech, speechocean and digits in LibriSpeech's layout; TEXT has a sentence per line, with its punctuation.
+# Needs `pip install py-nanotts` and `apt install flite` in addition to what `make install` brings.
+CORPORA ?= data/corpora
+TEXT ?= data/text/novels.txt.gz
+ENGLISH := runs/deepspeech2_english
+BEST := $(ENGLISH)/checkpoints/best.ckpt
+SPEECH_hibari := --hours 16 --seed 1
+SPEECH_nanotts := --hours 3 --seed 2
+SPEECH_flite := --hours 3 --seed 2
+
+english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
+
+data/corpora/%/corpus.json: | .venv/installed
+	$(PY) -m data.synthetic --output data/corpora/$* --engine $* $(SPEECH_$*) --text $(TEXT)
+
+$(ENGLISH)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
+	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
+	$(PY) train.py --config configs/deepspeech2_english.yaml --checkpoint_path auto
+
+$(ENGLISH)/lm.arpa.gz: | .venv/installed
+	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
+
+$(ENGLISH)/decoding.yaml: $(ENGLISH)/results.json $(ENGLISH)/lm.arpa.gz
+	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --tune --val_sets librispeech/dev kathleen/dev \
+		--decoder beam --beam_size 64 --lm $(ENGLISH)/lm.arpa.gz --output $@
+
+$(ENGLISH)/evaluated: $(ENGLISH)/decoding.yaml
+	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --config $< --compare_greedy --report $@ \
+		--test_sets librispeech/test kathleen/test speechocean/test digits/test
+
+$(ENGLISH)/model.safetensors: $(ENGLISH)/results.json
+	$(PY) -m utils.checkpoint export $(BEST) $@ --dtype float16
 
 BENCHMARKS := padding data startup las beam_search transcribe mingru training_step
 

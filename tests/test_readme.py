@@ -74,6 +74,6 @@ def test_files_that_it_names_exist(path):
 def test_configs_are_understood(config):
     """Each states its command on its first line, and every key is a flag."""
     first = config.read_text().splitlines()[0]
-    assert first.startswith(("# python train.py --config configs/", "# make demo"))
+    assert first.startswith(("# python train.py --config configs/", "# make demo", "# make english"))
     args = train.parse_arguments(["--config", str(config)])
     assert config_arguments(str(config), train.build_parser(args.model))
