@@ -71,6 +71,15 @@ def test_a_run_that_goes_on_counts_its_own_time(tmp_path, monkeypatch):
     assert found[0][1].startswith("step     11 of 20  epoch 1") and found[0][1].endswith("14 min left")
 
 
+def test_epochs_that_are_over_may_have_had_other_batches(tmp_path, monkeypatch):
+    """Ten steps of one utterance each were before; five of two are left."""
+    lines_of(monkeypatch, tmp_path / "run", "--epochs", "1", training=20.0)
+    monkeypatch.undo()
+    found = lines_of(monkeypatch, tmp_path / "run", "--checkpoint_path", "auto", "--batch_size", "2", training=90.0)
+    assert [LINE.fullmatch(line).groups()[:2] for _, line in found if "step" in line] == [
+        (str(step), "15") for step in range(11, 16)]
+
+
 def test_accumulated_batches_before_the_first_step_leave_the_time_open(tmp_path, monkeypatch):
     found = lines_of(monkeypatch, tmp_path / "run", "--accumulate", "5", "--epochs", "1", training=30.0)
     assert [LINE.fullmatch(line)[6] for _, line in found] == [None, None, "3 min", "4 min", "0 s"]

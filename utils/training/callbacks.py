@@ -1,6 +1,7 @@
 """What a run records and prints: progress, throughput, metrics, skipped files; and when it has learnt enough."""
 
 import json
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -66,13 +67,19 @@ class ProgressLines(Callback):
         """Prints a line of training. The loss is the last batch's, for which a GPU is asked now and not before."""
         if not self._is_due(trainer):
             return
-        step, steps = trainer.global_step, trainer.estimated_stepping_batches
-        line = (f"step {step:6d} of {steps}  epoch {trainer.current_epoch}  "
+        step, left = trainer.global_step, self._steps_left(trainer, batch_idx)
+        line = (f"step {step:6d} of {step + left}  epoch {trainer.current_epoch}  "
                 f"loss {trainer.progress_bar_metrics['loss']:.3f}  {self.throughput.rate:.1f} x real time")
         if done := step - self._first_step:
-            left = (self._printed - self._begun) / done * (steps - step)
-            line += f"  {spoken(left)} left"
+            line += f"  {spoken((self._printed - self._begun) / done * left)} left"
         print(line, flush=True)
+
+    @staticmethod
+    def _steps_left(trainer, batch_idx: int) -> int:
+        """Returns the steps to come; epochs that are over may have had other numbers of them."""
+        epochs, accumulated = trainer.max_epochs - 1 - trainer.current_epoch, trainer.accumulate_grad_batches
+        batches = trainer.num_training_batches
+        return math.ceil((batches - batch_idx - 1) / accumulated) + epochs * math.ceil(batches / accumulated)
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         """Prints a line of evaluation."""
