@@ -24,9 +24,9 @@ from data.augment import Augmentation
 from data.dataset import SpeechDataset, SpeechLoader
 from data.epoch_contents import EpochContents
 from data.epoch_progress import EpochProgress
-from data.index import Utterance
 from data.options import AugmentationOptions
 from data.sampler import BatchConfig, DurationBatchSampler
+from data.utterances import Utterance
 from models.components.features.logmel import FLOOR, LogMel
 from utils.process import keep_large_blocks
 from utils.tokenizer import CharTokenizer

@@ -25,6 +25,7 @@ def convert(name: str, output: Path, *, data_root: Path = Path("data")) -> tuple
     if not output.name.endswith(readers.manifest.SUFFIXES[:2]):
         raise DataError(f"--output {output}: the name of a manifest ends in .jsonl")
     entries, faults = readers.list_split(data_root, name)
+    entries = list(entries)
     if not entries:
         raise DataError(f"{name}: 0 utterances{describe_faults(faults)}")
     folder = Path(os.path.abspath(output)).parent

@@ -14,9 +14,10 @@ from data.augment import Augmentation
 from data.dataset import SpeechDataset, SpeechLoader
 from data.epoch_contents import EpochContents, SetShare
 from data.epoch_progress import EpochProgress, EpochState
-from data.index import DataError, Index, Utterance, build_index
+from data.index import DataError, Index, build_index
 from data.options import TrainingDataOptions
 from data.sampler import BatchConfig, DurationBatchSampler, SampleRef
+from data.utterances import Utterances
 from utils.audio import SAMPLE_RATE
 from utils.errors import printable
 from utils.files.locks import waiting_lock
@@ -105,7 +106,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
     def _describe_mix(self) -> str:
         """Returns a line that says which share of an epoch's audio is of each training set."""
         indexes = [self.index(name, training=True) for name in self.train_sets]
-        hours = [factor * sum(utterance.seconds for utterance in index.utterances) / 3600
+        hours = [factor * index.utterances.seconds.sum() / 3600
                  for index, factor in zip(indexes, self.factors, strict=True)]
         shares = [f"{one} {100 * part / sum(hours):.1f} %"
                   for one, part in zip(self.options.train_sets, hours, strict=True)]
@@ -115,15 +116,17 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         """Leaves out utterances whose text needs more frames than the network would give."""
         if self.output_frames is None:
             return index
-        kept, short = [], []
+        kept, short = [], []  # places, and ids
         fastest = max(self.options.speed_perturb, default=1.0)
-        for utterance in index.utterances:
+        for place, utterance in enumerate(index.utterances):
             frames = self.output_frames(int(utterance.seconds * SAMPLE_RATE / fastest))
-            fits = frames >= ctc_frames_needed(utterance.tokens)
-            (kept if fits else short).append(utterance)
+            if frames >= ctc_frames_needed(utterance.tokens):
+                kept.append(place)
+            else:
+                short.append(utterance.id)
         if short:
-            index.left_out["with more text than output frames"] = [utterance.id for utterance in short]
-        index.utterances = kept
+            index.left_out["with more text than output frames"] = short
+            index.utterances = index.utterances.take(kept)
         if not kept:
             raise DataError(f"nothing to train on in {index}; a network with more output frames per second takes them")
         return index
@@ -179,11 +182,11 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         progress = self._train_loader.batch_sampler
         return None if len(progress) == progress.batches_per_epoch else progress.batches_per_epoch
 
-    def _loader(self, utterances: list[Utterance], *, training: bool = False) -> SpeechLoader:
+    def _loader(self, utterances: Utterances, *, training: bool = False) -> SpeechLoader:
         options, resumed = self.options, self._resumed if training else None
         dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=options.skip_bad_audio,
                                 augment=self.augmentation if training else None)
-        contents = EpochContents([utterance.seconds for utterance in utterances], self._shares() if training else (),
+        contents = EpochContents(utterances.seconds, self._shares() if training else (),
                                  speeds=options.speed_perturb if training else (), seed=options.seed)
         try:
             batches = DurationBatchSampler(contents, self._batch_config(), shuffle=training and not self.overfit,
@@ -227,8 +230,9 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         return EpochState(0, [], self._batch_config(), self.options.seed, fingerprint, self.options.text_normalizer)
 
-    def _training_utterances(self) -> list[Utterance]:
-        return [u for name in self.train_sets for u in self.index(name, training=True).utterances]
+    def _training_utterances(self) -> Utterances:
+        parts = [self.index(name, training=True).utterances for name in self.train_sets]
+        return parts[0] if len(parts) == 1 else Utterances.join(parts, self.tokenizer)
 
     def _shares(self) -> list[SetShare]:
         return [SetShare(len(self.index(name, training=True).utterances), factor)

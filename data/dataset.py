@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.epoch_progress import EpochProgress
-from data.index import DataError, Utterance
+from data.index import DataError
 from data.sampler import SampleRef
+from data.utterances import Utterance
 from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
 from utils.process import return_free_memory
 from utils.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class SpeechDataset(Dataset):
         skip_bad_audio: leave a file that cannot be read out of its batch, instead of stopping the run.
     """
 
-    def __init__(self, utterances: list[Utterance], tokenizer: Tokenizer, *,
+    def __init__(self, utterances: Sequence[Utterance], tokenizer: Tokenizer, *,
                  augment: Callable[[Tensor, int], Tensor] | None = None, skip_bad_audio: bool = False):
         self.utterances, self.tokenizer = utterances, tokenizer
         self.augment, self.skip_bad_audio = augment, skip_bad_audio

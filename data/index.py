@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data.utterances import Utterances
 from utils.audio import AudioError, probe_seconds
 from utils.errors import UserError, printable
 from utils.files.members import parse_member
@@ -42,28 +43,16 @@ class Entry(NamedTuple):
     found: float | str | None = None  # seconds of the file, or what is wrong with it, where an index knows that
 
 
-class Utterance(NamedTuple):
-    """One utterance that can be used."""
-
-    id: str
-    audio: str  # path
-    text: str  # normalised
-    tokens: list[int]
-    seconds: float
-    speaker: str
-    part: tuple[float, float] | None = None  # begin and duration in seconds; None for the whole file
-
-
 @dataclass
 class Index:
     """A split: its utterances, and by kind of fault the ids or files that were left out."""
 
     name: str
-    utterances: list[Utterance]
+    utterances: Utterances
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        hours = sum(utterance.seconds for utterance in self.utterances) / 3600
+        hours = self.utterances.seconds.sum() / 3600
         line = f"{printable(self.name)}: {len(self.utterances):,} utterances, {hours:.2f} h"
         return line + describe_faults(self.left_out)
 
@@ -89,22 +78,34 @@ def build_index(name: str, entries: Iterable[Entry], faults: dict[str, list[str]
 
     Raises DataError where nothing is left.
     """
-    left_out = defaultdict(list, faults)
-    usable = list(_encodable((entry._replace(text=normalizer(entry.text)) for entry in entries), tokenizer, left_out))
-    durations = iter(probe_all(name, [entry.audio for entry in usable if entry.found is None], cache_dir))
-    utterances = []
-    for entry in usable:
+    left_out, utterances = defaultdict(list), Utterances(tokenizer)
+    usable = _encodable((entry._replace(text=normalizer(entry.text)) for entry in entries), tokenizer, left_out)
+    for entry, found in _measured(name, usable, cache_dir):
         try:
-            part, seconds = _find_part(entry, next(durations) if entry.found is None else entry.found)
+            part, seconds = _find_part(entry, found)
         except ValueError as error:
             left_out[f"with bad audio: {error}"].append(entry.audio)
         else:
-            utterances.append(Utterance(entry.id, entry.audio, entry.text, tokenizer.encode(entry.text), seconds,
-                                        entry.speaker, part))
-    index = Index(name, utterances, {kind: rows for kind, rows in left_out.items() if rows})
+            utterances.append(id=entry.id, audio=entry.audio, text=entry.text, seconds=seconds, speaker=entry.speaker,
+                              part=part)
+    all_faults = {kind: [*faults.get(kind, ()), *left_out.get(kind, ())] for kind in {**faults, **left_out}}
+    index = Index(name, utterances, {kind: rows for kind, rows in all_faults.items() if rows})
     if not utterances:
         raise DataError(f"nothing to use in {index}")
     return index
+
+
+def _measured(name: str, entries: Iterator[Entry], cache_dir: Path) -> Iterator[tuple[Entry, float | str]]:
+    """Yields each entry with the seconds of its file, or what is wrong with it; one by one where an index knows that.
+
+    A split's entries are all of one kind.
+    """
+    for entry in entries:
+        if entry.found is None:
+            rest = [entry, *entries]
+            yield from zip(rest, probe_all(name, [one.audio for one in rest], cache_dir), strict=True)
+        else:
+            yield entry, entry.found
 
 
 def _find_part(entry: Entry, found: float | str) -> tuple[tuple[float, float] | None, float]:

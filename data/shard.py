@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from data import readers
 from data.corpus_folder import DESCRIPTION, new_corpus, read_description
-from data.index import Utterance, build_index, describe_faults
+from data.index import build_index, describe_faults
 from data.readers.shards import read_index
+from data.utterances import Utterance
 from utils.audio import EXTENSIONS, SAMPLE_RATE, load_audio
 from utils.cli.values import nonnegative_int, positive_int
 from utils.errors import one_line_errors
@@ -47,6 +48,7 @@ def build_shards(name: str, output: Path, *, data_root: Path = Path("data"), sha
     Raises DataError, AudioError and OSError.
     """
     entries, faults = readers.list_split(data_root, name)
+    entries = list(entries)
     letters = "".join(sorted({char for entry in entries for char in entry.text})) or " "  # so that each text is kept
     index = build_index(name, entries, faults, CharTokenizer(alphabet=letters), cache_dir, normalizer=str.strip)
     utterances = index.utterances
@@ -64,7 +66,7 @@ def build_shards(name: str, output: Path, *, data_root: Path = Path("data"), sha
         for future in tqdm(done, desc=f"writing {output.name}", unit=" shards", disable=None):
             future.result()
         description = {"settings": settings, "shards": len(shards), "utterances": len(utterances),
-                       "hours": round(sum(one.seconds for one in utterances) / 3600, 4), "left_out": index.left_out}
+                       "hours": round(utterances.seconds.sum() / 3600, 4), "left_out": index.left_out}
         atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return description
 

@@ -332,7 +332,7 @@ def test_a_second_run_looks_at_no_file(corpus, probed):
     first = index_of(corpus / "train")
     assert sorted(probed) == sorted(ALL)
     probed.clear()
-    assert index_of(corpus / "train").utterances == first.utterances
+    assert list(index_of(corpus / "train").utterances) == list(first.utterances)
     assert probed == []
 
 
@@ -364,7 +364,7 @@ def test_a_damaged_cache_is_ignored_and_mended(corpus, probed, damage):
     good = file.read_bytes()
     file.write_bytes(damage(good))
     probed.clear()
-    assert index_of(corpus / "train").utterances == first.utterances
+    assert list(index_of(corpus / "train").utterances) == list(first.utterances)
     assert sorted(probed) == sorted(ALL)
     assert json.loads(file.read_bytes()) == json.loads(good)
 
@@ -397,7 +397,7 @@ def build_often(paths: list[str], cache: Path) -> None:
 def test_two_processes_that_index_at_once(tmp_path, monkeypatch):
     """Whoever reads meanwhile sees no half file, and a good one is left."""
     paths, read = [f"/corpus/{i}.flac" for i in range(500)], index_module._read_cache
-    monkeypatch.setattr(index_module, "_probe", lambda path: 1.0)
+    monkeypatch.setattr(index_module, "probe", lambda path: 1.0)
     monkeypatch.setattr(index_module, "_read_cache", lambda path: {})  # so that every round writes
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=build_often, args=(paths, tmp_path / "cache")) for _ in range(2)]

@@ -38,7 +38,8 @@ def test_shards_hold_the_same_utterances(tmp_path, capsys):
     tars = sorted((tmp_path / "one").glob("*.tar"))
     assert [len(read_index(tar)["utterances"]) for tar in tars] == [4, 3, 3]
     assert [tar.read_bytes() for tar in tars] == [(tmp_path / "two" / tar.name).read_bytes() for tar in tars]
-    plain, sharded = data_module(CORPUS).index("train"), data_module(tmp_path).index("one")
+    plain = data_module(CORPUS, cache_dir=str(tmp_path / "cache")).index("train")
+    sharded = data_module(tmp_path).index("one")
     assert sharded.left_out == {} and ids(sharded.utterances) == ALL
     facts = [{one.id: one._replace(audio="") for one in index.utterances} for index in (plain, sharded)]
     assert facts[0] == facts[1]

@@ -24,7 +24,7 @@ def is_there(root: Path, name: str) -> bool:
     return any(reader.find_split(root, name) for reader in READERS)
 
 
-def list_split(root: Path, name: str) -> tuple[list[Entry], dict[str, list[str]]]:
+def list_split(root: Path, name: str) -> tuple[Iterable[Entry], dict[str, list[str]]]:
     """Returns what is listed of a split, and by kind of fault what is not usable. Raises DataError."""
     for reader in READERS:
         if path := reader.find_split(root, name):

@@ -10,6 +10,7 @@ import json
 import tarfile
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,17 +33,23 @@ def find_split(root: Path, name: str) -> Path | None:
     return next((folder for folder in (root / name, Path(name)) if any(folder.glob("*.tar"))), None)
 
 
-def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
-    """Returns the utterances of all shards, in the order of their names, and the faults by kind. Raises DataError."""
-    entries, faults = [], defaultdict(list)
+def list_entries(folder: Path) -> tuple[Iterator[Entry], dict[str, list[str]]]:
+    """Returns the utterances of all shards, in the order of their names, and the faults by kind.
+
+    One index is read at a time, as the utterances are asked for, and the faults come along. Both raise DataError.
+    """
+    faults = defaultdict(list)
+    return _read(folder, faults), faults
+
+
+def _read(folder: Path, faults: dict[str, list[str]]) -> Iterator[Entry]:
     tars = sorted(folder.glob("*.tar"))
     for tar in tqdm(tars, desc=f"reading {folder.name}", unit=" shards", disable=len(tars) < 100):
         index = read_index(tar)
         for kind, rows in index["left_out"].items():
             faults[kind] += rows
-        entries += [Entry(key, str(Member(str(tar), begin, size)), text, speaker, found=seconds)
-                    for key, text, speaker, begin, size, seconds in index["utterances"]]
-    return entries, dict(faults)
+        for key, text, speaker, begin, size, seconds in index["utterances"]:
+            yield Entry(key, str(Member(str(tar), begin, size)), text, speaker, found=seconds)
 
 
 def read_index(tar: Path) -> dict:
