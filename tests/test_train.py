@@ -133,7 +133,8 @@ def test_every_config_is_accepted_and_states_its_command_and_result():
     for config in sorted((ROOT / "configs").glob("*.yaml")):
         train.build_network(args := train.parse_arguments(["--config", str(config)]), saved={})
         command, *head = itertools.takewhile(lambda line: line.startswith("#"), config.read_text().splitlines())
-        assert command.startswith(("# python train.py --config configs/" + config.name, "# make demo", "# make english"))
+        beginnings = (f"# python train.py --config configs/{config.name}", "# make demo", "# make english")
+        assert command.startswith(beginnings)
         assert config.stem.startswith(f"{args.model}_") and any(line.startswith("# Result: ") for line in head)
 
 
