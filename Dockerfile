@@ -7,7 +7,8 @@
 # is installed; code that compiles CUDA itself needs the base nvidia/cuda:13.0.2-devel-ubuntu24.04 and its Python.
 # `--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu` leaves CUDA out, for a smaller image.
 #
-# The steps were run one by one in an empty folder, without Docker.
+# Not yet built with Docker: pip resolved and fetched requirements-web.txt in an empty environment, the rest is untried.
+# The page needs a network in pretrained/, or `--checkpoint` with a mounted one.
 FROM python:3.11-slim-bookworm
 ARG TORCH_INDEX=https://pypi.org/simple
 WORKDIR /app
