@@ -14,8 +14,12 @@ With --tune the weights of decoding that give the lowest WER on validation sets 
 The exit status is 0, or 2 where a flag, a checkpoint, a language model or the data is wrong.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -43,7 +47,8 @@ from utils.decoding.options import DecodingOptions
 from utils.decoding.tune import TuningOptions, build_grid
 from utils.errors import UsageError, one_line_errors
 from utils.files.atomic import atomic_write
-from utils.process import draw_to_files, find_device, git_revision
+from utils.files.folders import make_writable
+from utils.process import draw_to_files, find_device, git_revision, importing, quiet_packages
 from utils.report.html import build_html, illustrate
 from utils.report.report import Result, build_outcomes, report_files, short_names, table, worst_utterances
 from utils.report.tuning import summarize, write_tuning
@@ -163,8 +168,8 @@ def build_systems(args: argparse.Namespace, stack: ExitStack) -> list[System]:
 
 def build_data(args: argparse.Namespace, network: Recognizer) -> "LibriSpeechDataModule":
     """Returns the data module of the flags, its indexes cut to --limit. Raises DataError."""
-    from data.datamodule import LibriSpeechDataModule
-    from utils.process import quiet_packages
+    with importing():
+        from data.datamodule import LibriSpeechDataModule
 
     quiet_packages()
     splits = {"train_sets": [], "val_sets": args.tuning.val_sets, "test_sets": [] if args.tune else args.test_sets}
@@ -251,11 +256,9 @@ def write_report(args: argparse.Namespace, systems: list[System], results: list[
 
 
 def prepare_outputs(args: argparse.Namespace) -> None:
-    """Makes the folders to write to, before the work begins. Raises UsageError or OSError."""
+    """Makes the folders to write to, before the work begins. Raises OSError."""
     for folder in filter(None, (args.report, args.output and args.output.parent)):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise UsageError(f"{folder}: cannot be written (permission denied)")
+        make_writable(folder)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -273,9 +276,11 @@ def main(argv: list[str] | None = None) -> None:
             tune(args, systems[0], data)
             return
         results = evaluate(systems, data, args.device)
-        print(f"\n{table(results)}\n", flush=True)
-        if args.report:
-            write_report(args, systems, results, data)
+        try:  # the report first: whoever reads the table may be gone
+            if args.report:
+                write_report(args, systems, results, data)
+        finally:
+            print(f"\n{table(results)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ The exit status is 0 where every file was transcribed, 1 where some could not be
 checkpoint or the language model is wrong.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import sys
 from collections.abc import Iterator
@@ -29,6 +34,7 @@ from utils.cli.values import positive_float, positive_int
 from utils.decoding.options import DecodingOptions
 from utils.errors import UsageError, UserError, one_line_errors, printable
 from utils.files.atomic import atomic_write
+from utils.files.folders import make_writable
 from utils.process import find_device, interruptible_input
 from utils.report.writers import WRITERS
 from utils.types import Transcript
@@ -86,15 +92,16 @@ def transcribe(args: argparse.Namespace, transcriber: Transcriber, paths: list[s
     refused = []
 
     def refuse(error: AudioError) -> None:
-        refused.append(AudioError(names[error.path], error.reason))
-        report(refused[-1])
+        refused.append(error)
+        report(error)
 
     write = write_files if args.output_dir else print_transcripts
     total = sum(map(seconds_of, paths)) if sys.stderr.isatty() else None
     bar = tqdm(total=total, unit="s of audio", leave=False, disable=total is None)
-    with readable_paths(paths) as names, bar:
+    with readable_paths(paths, refuse) as names, bar:
         transcripts = transcriber.transcribe_all(
-            names, refuse, lambda seconds: bar.update(round(seconds)))
+            names, lambda error: refuse(AudioError(names[error.path], error.reason)),
+            lambda seconds: bar.update(round(seconds)))
         write(args, (one._replace(audio=names[one.audio]) for one in transcripts), paths)
     return refused
 
@@ -159,6 +166,8 @@ def main(argv: list[str] | None = None) -> None:
         args = parse_arguments(argv)
         if args.threads:
             torch.set_num_threads(args.threads)
+        if args.output_dir:
+            make_writable(args.output_dir)
         paths, refused = find_recordings(args.audio)
         for error in refused:
             report(error)

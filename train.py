@@ -6,6 +6,11 @@
     python train.py --checkpoint_path auto ...                  the same command goes on where it stopped
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import os
 import sys
@@ -24,6 +29,7 @@ from utils.normalizers import NORMALIZERS
 from utils.process import (
     draw_to_files,
     end_children,
+    importing,
     is_first_process,
     keep_few_kernels,
     keep_large_blocks,
@@ -122,12 +128,13 @@ def train(args: argparse.Namespace) -> tuple:
     """
     devices = choose_devices(args.gpus, args.cpu_processes, args.nodes)
     forget_other_launchers(devices)
-    import lightning
+    with importing():
+        import lightning
 
-    from data.datamodule import LibriSpeechDataModule
-    from models.lightning_module import SpeechModule
-    from utils.training.folder import output_folder
-    from utils.training.resuming import check_same_network, resume_from
+        from data.datamodule import LibriSpeechDataModule
+        from models.lightning_module import SpeechModule
+        from utils.training.folder import output_folder
+        from utils.training.resuming import check_same_network, resume_from
 
     quiet_packages()  # after the import, which sets its own levels
     lightning.seed_everything(args.seed, workers=True, verbose=False)
@@ -203,7 +210,7 @@ def prepare_process() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Ends with status 0, with 2 and one line where something that was given is wrong, or with a signal's status."""
-    with one_line_errors("train.py"):
+    with one_line_errors("train.py", output_matters=False):
         prepare_process()
         args = parse_arguments(argv)
         if args.print_model:

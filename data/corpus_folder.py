@@ -6,14 +6,16 @@
 """
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from data.index import DataError
 from utils.audio import SAMPLE_RATE
 from utils.files.atomic import atomic_write
+from utils.files.folders import remove_abandoned
 from utils.files.locks import exclusive_folder
 
 DESCRIPTION = "corpus.json"
@@ -26,8 +28,11 @@ def read_description(output: Path, settings: dict) -> dict | None:
     Raises DataError where `output` holds a corpus of other settings, or something else.
     """
     if (output / DESCRIPTION).is_file():
-        description = json.loads((output / DESCRIPTION).read_text(encoding="utf-8"))
-        if description.get("settings") == settings:
+        try:
+            description = json.loads((output / DESCRIPTION).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            description = None
+        if isinstance(description, dict) and description.get("settings") == settings:
             return description
         raise DataError(f"{output} was built with other settings: delete it or choose another --output")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -40,21 +45,48 @@ def new_corpus(output: Path, settings: dict) -> Iterator[Path]:
     """Yields the folder `OUTPUT.partial`, which becomes `output` at the end of the block.
 
     After an error or a kill it stays, and the next build with the same settings finds what is in it; a build with
-    other settings empties it. Raises DataError where another process builds the same corpus.
+    other settings empties it. On a file system without locks each build has a folder of its own, which does not stay.
+    Raises DataError where another process builds the same corpus.
     """
     partial = output.with_name(f"{output.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        with exclusive_folder(partial):
-            _keep_or_empty(partial, settings)
-            yield partial
-            (partial / SETTINGS).unlink()
-            (partial / ".lock").unlink()
-            if output.exists():
-                output.rmdir()  # it is empty, or `read_description` had refused it
-            partial.rename(output)
+        with exclusive_folder(partial) as locked, nullcontext(partial) if locked else _own_folder(partial) as folder:
+            _keep_or_empty(folder, settings)
+            yield folder
+            _move_into_place(folder, output, settings)
     except BlockingIOError:
         raise DataError(f"{partial} is in use by another process: wait for it, or choose another --output") from None
+
+
+@contextmanager
+def _own_folder(partial: Path) -> Iterator[Path]:
+    """Yields a new folder next to `partial` that no other process knows, and removes what is left of it."""
+    prefix = f"{partial.name}-"
+    remove_abandoned(partial.parent, prefix)
+    folder = partial.with_name(f"{prefix}{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            (partial / ".lock").unlink()
+            partial.rmdir()
+
+
+def _move_into_place(folder: Path, output: Path, settings: dict) -> None:
+    """Gives the folder its name, with its lock: nobody may take it for one to go on with before it has that.
+
+    Does nothing where another process was first with the same corpus.
+    """
+    try:
+        folder.rename(output)  # it is not there, or empty
+    except OSError:
+        if read_description(output, settings) is None:
+            raise
+    for name in (SETTINGS, ".lock"):
+        (output / name).unlink(missing_ok=True)
 
 
 def _keep_or_empty(partial: Path, settings: dict) -> None:

@@ -1,10 +1,12 @@
 """Utterances to padded batches of waveforms, read by workers."""
 
 import atexit
+import math
 import multiprocessing.queues
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,9 +21,11 @@ from data.index import DataError
 from data.sampler import SampleRef
 from data.utterances import Utterance
 from utils.audio import SAMPLE_RATE, AudioError, load_audio, resample
-from utils.process import return_free_memory
+from utils.process import end_children, return_free_memory
 from utils.tokenizer import Tokenizer
 from utils.types import Batch
+
+TICK, MOST_TICKS = 5, 120  # seconds, and how many times as long a batch is waited for
 
 
 class SpeechDataset(Dataset):
@@ -144,10 +148,13 @@ class SpeechLoader(DataLoader):
         batches = super().__iter__()
         if first:
             self.forked = True
-            atexit.register(_kill, batches._workers)
+            atexit.register(end_children)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises wherever the program then is
+            self.watchdog = _Watchdog(batches._workers)
         while True:
             started = time.perf_counter()
-            batch = next(batches, None)
+            batch = self._next(batches)
             self.waited += time.perf_counter() - started
             if batch is None:
                 break
@@ -160,6 +167,24 @@ class SpeechLoader(DataLoader):
             yield batch if isinstance(batch.waveforms, Tensor) else self._from_arrays(batch)
         progress.given = 0
 
+    def _next(self, batches: Iterator) -> Batch | Exception | None:
+        """Returns the next batch, None at the end.
+
+        Raises DataError where it does not come, and RuntimeError where the worker that has it is gone.
+        """
+        if not self.num_workers:
+            return next(batches, None)
+        self.watchdog.ticks = 0
+        try:
+            return next(batches, None)
+        except (RuntimeError, OSError, EOFError) as error:  # OSError: of the socket by which it hands tensors over
+            if self.watchdog.is_over():
+                raise DataError(f"no batch has come for {TICK * MOST_TICKS // 60} minutes: the disk of the recordings "
+                                "hangs, or a process that reads them") from None
+            raise RuntimeError(f"DataLoader worker is gone: {error}") from None
+        finally:
+            self.watchdog.ticks = -math.inf
+
     def _from_arrays(self, batch: Batch) -> Batch:
         """Returns a batch that came without shared memory, and says so once."""
         if not self.warned:
@@ -167,6 +192,30 @@ class SpeechLoader(DataLoader):
             print("shared memory is full, so batches are copied between processes; more of it is faster "
                   "(`docker run --shm-size 8g`, or a smaller --num_workers)", flush=True)
         return Batch(*(torch.from_numpy(field) if isinstance(field, np.ndarray) else field for field in batch))
+
+
+class _Watchdog(threading.Thread):
+    """Kills the data workers that somebody waits for too long, such as those of a disk that hangs.
+
+    It counts its own ticks: a clock would count the time for which a whole job was suspended.
+    """
+
+    def __init__(self, workers: list):
+        super().__init__(daemon=True)
+        self.workers, self.ticks = workers, -math.inf  # since when somebody waits; nobody does
+        self.start()
+
+    def run(self) -> None:
+        """Waits."""
+        while not self.is_over():
+            time.sleep(TICK)
+            self.ticks += 1
+        for worker in self.workers:
+            worker.kill()
+
+    def is_over(self) -> bool:
+        """Returns whether it has killed them."""
+        return self.ticks >= MOST_TICKS
 
 
 _has_room = True  # whether shared memory has taken all of this worker's batches
@@ -195,18 +244,13 @@ def _init_worker(_: int) -> None:
 
     A scheduler signals every process of a run; the one that trains decides when its data workers end.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die)
 
 
 def _die(error: Exception, _) -> None:
     """Ends a worker whose queue could not send something; torch then ends the run."""
-    print(f"a data worker cannot deliver a batch: {error}", file=sys.stderr, flush=True)
+    if not isinstance(error, BrokenPipeError):  # which is to say that the run was killed
+        print(f"a data worker cannot deliver a batch: {error}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _kill(workers: list) -> None:
-    """Ends the workers of a process that ends; Python would send a signal that they ignore, and wait for them."""
-    for worker in workers:
-        worker.kill()

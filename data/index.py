@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from data.utterances import Utterances
 from utils.audio import AudioError, probe_seconds
 from utils.errors import UserError, printable
+from utils.files.atomic import atomic_write
 from utils.files.members import parse_member
 from utils.tokenizer import Tokenizer, normalize
 
@@ -200,8 +200,6 @@ def _write_cache(path: Path, cache: dict) -> None:
     """Writes the cache in one step; where it cannot be kept, that costs time, not the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(cache, file)
-        os.replace(file.name, path)
+        atomic_write(path, json.dumps(cache))
     except OSError as error:
         print(f"note: durations are not kept, {path.parent} cannot be written ({error.strerror})")

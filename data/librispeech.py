@@ -13,6 +13,7 @@ from data.index import DataError
 from utils.errors import printable
 from utils.files.compressed import BoundedReader
 from utils.files.download import DownloadError, fetch
+from utils.files.folders import remove_abandoned
 from utils.files.locks import waiting_lock
 
 URL = "https://www.openslr.org/resources/12"
@@ -57,8 +58,7 @@ def _unpack(archive: Path, target: Path, *, alone: bool) -> None:
         alone: whether no other process can be unpacking, so that what others left was left by a kill.
     """
     root, prefix = archive.parent, f".unpacking-{target.name}"
-    for leftover in root.glob(f"{prefix}*") if alone else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_abandoned(root, prefix, at_once=alone)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=root))
     try:
         _extract_all(archive, folder)

@@ -19,6 +19,7 @@ from utils.audio import (
     read_windows,
     resample,
 )
+from utils.files.sound import TRUNCATED
 
 FORMATS = {  # extension: format, subtype, least correlation with the original
     "flac": ("FLAC", "PCM_16", 0.9999),
@@ -206,6 +207,44 @@ def test_a_wav_whose_recorder_was_killed_is_read(tmp_path, speech, kind):
         with pytest.raises(AudioError, match="bytes follow the samples that its header states") as error:
             read(path)
         assert_one_line(error, path)
+
+
+@pytest.mark.parametrize(("kind", "mark", "at", "order"), [
+    ("AIFF", b"SSND", 4, ">I"), ("W64", b"data\xf3\xac", 16, "<Q"), ("AU", b".snd", 8, ">I")])
+def test_other_headers_that_state_a_size(tmp_path, speech, kind, mark, at, order):
+    """libsndfile reads what is there of a file that was cut off, and not what follows a size, without a word."""
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, speech.numpy(), SAMPLE_RATE, format=kind, subtype="PCM_16")
+    content, whole = path.read_bytes(), load_audio(path)
+    assert len(whole) == len(speech)
+    place = content.index(mark) + at
+    stated, = struct.unpack_from(order, content, place)
+    half = content[:place] + struct.pack(order, stated - 80_000) + content[place + struct.calcsize(order) :]
+    for damaged, reason in ((content[:-50_000], TRUNCATED), (half, "80,000 bytes follow the samples that its header")):
+        path.write_bytes(damaged)
+        if kind == "W64" and damaged is half:
+            assert torch.equal(load_audio(path), whole)
+            continue
+        for read in (load_audio, probe_seconds):
+            with pytest.raises(AudioError, match=reason) as error:
+                read(path)
+            assert_one_line(error, path)
+    path.write_bytes(content + b"\0" * 5000)
+    assert torch.equal(load_audio(path)[: len(whole)], whole)
+
+
+def test_samples_far_beyond_full_scale_are_refused(tmp_path, speech):
+    """Integers that were made floats, or one damaged sample, of which a network would hear nothing right."""
+    path, damaged = tmp_path / "a.wav", speech.clone()
+    damaged[7] = 1e30
+    for samples, peak in ((speech * 32_768, r"1.6\d+e\+04"), (damaged, r"1e\+30")):
+        soundfile.write(path, samples.numpy(), SAMPLE_RATE, subtype="FLOAT")
+        for read in (load_audio, probe_seconds):
+            with pytest.raises(AudioError, match=f"samples of up to {peak}, where full scale is 1") as error:
+                read(path)
+            assert_one_line(error, path)
+    soundfile.write(path, (speech * 50).numpy(), SAMPLE_RATE, subtype="FLOAT")
+    assert load_audio(path).abs().max() > 20
 
 
 @pytest.mark.parametrize("after", [b"", b"LIST\x04\0\0\0INFO", b"TAG" + bytes(125), bytes(5000)], ids=len)

@@ -1,5 +1,6 @@
 """Flags from constructors, and YAML files of flags: as strict, for every program."""
 
+import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Annotated, Literal
@@ -116,6 +117,14 @@ def test_files_of_flags_in_the_encodings_of_text_files(tmp_path, encoding):
     path = tmp_path / "x.yaml"
     path.write_bytes("path: größer".encode(encoding))
     assert parse_with_config(toy_parser(), ["--config", str(path)]).path == "größer"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_file_of_flags_that_is_no_file(tmp_path, make):
+    """A pipe would make it wait, without a word, for somebody to write."""
+    make(tmp_path / "flags.yaml")
+    with pytest.raises(UsageError, match="flags.yaml: not a file"):
+        parse_with_config(toy_parser(), ["--config", str(tmp_path / "flags.yaml")])
 
 
 def test_a_file_of_flags_in_another_encoding_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import sys
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import fields
 
@@ -391,6 +392,17 @@ def test_workers_end_with_the_decoder(backend, error):
             raise error
     assert not multiprocessing.active_children() and not any(child.is_alive() for child in children)
     assert threading.active_count() == threads
+
+
+def test_a_process_that_is_killed_is_not_waited_for():
+    options = DecodingOptions(decoder="beam", decoder_backend="pyctcdecode")
+    emissions, lengths = random_emissions(0, 5).repeat(4, 1, 1), torch.tensor([5, 4, 3, 2])
+    with pytest.raises(BrokenProcessPool), Decoder(options, TOKENIZER, workers=2) as decoder:
+        decoder.search_ctc(emissions, lengths)
+        multiprocessing.active_children()[0].kill()
+        for _ in range(100):
+            decoder.search_ctc(emissions, lengths)
+    assert not multiprocessing.active_children()
 
 
 def speller(seed: int) -> tuple[Recognizer, object]:

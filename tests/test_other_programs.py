@@ -17,7 +17,7 @@ from utils.training.launch import RANKS, Devices, forget_other_launchers
 @pytest.fixture
 def alone(monkeypatch):
     """An environment without ranks; sets those that a test gives."""
-    for name in [*sum(RANKS.values(), ()), "MASTER_ADDR", "TORCHELASTIC_RUN_ID"]:
+    for name in [*sum(RANKS.values(), ()), "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"]:
         monkeypatch.delenv(name, raising=False)
     return lambda **values: [monkeypatch.setenv(name, value) for name, value in values.items()]
 
@@ -58,7 +58,8 @@ def test_two_processes_among_the_ranks_of_others(tmp_path):
     (Devices("gpu", 2, 2), {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_NODEID": "1"}, "all", False),
     (Devices("gpu", 4, 1), {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, [], True),  # a shell in a job
     (Devices("gpu", 4, 1), {"WORLD_SIZE": "8", "RANK": "5", "MASTER_ADDR": "a"}, [], True),
-    (Devices("gpu", 4, 1), {"MASTER_ADDR": "a"}, [], False),
+    (Devices("gpu", 4, 1), {"MASTER_ADDR": "a", "MASTER_PORT": "b"}, [], False),
+    (Devices("cpu", 1, 1), {"JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_RANK": "1"}, [], True),
     (Devices("gpu", 1, 1), {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}, "all", False)])
 def test_whose_ranks_are_believed(alone, capsys, devices, values, kept, said):
     alone(**values)
@@ -71,6 +72,11 @@ def test_another_number_of_tasks_is_refused(alone):
     alone(SLURM_NTASKS="4", SLURM_PROCID="0")
     with pytest.raises(UsageError, match="SLURM started 4 tasks, the flags ask for 2 processes: --gpus and --nodes"):
         forget_other_launchers(Devices("gpu", 2, 1))
+
+
+def test_nodes_that_nothing_starts_are_not_waited_for(alone):
+    with pytest.raises(UsageError, match="--nodes 2: nothing starts the other nodes: take torchrun or srun"):
+        forget_other_launchers(Devices("cpu", 1, 2))
 
 
 @pytest.mark.parametrize(("logger", "cls"), [("csv", CSVLogger), ("tensorboard", TensorBoardLogger)])

@@ -1,5 +1,10 @@
 """Several processes, runs or machines that prepare one folder of corpora, and those that are killed meanwhile."""
 
+import errno
+import fcntl
+import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +14,13 @@ import pytest
 from conftest import CORPUS, ROOT
 from test_download import ARCHIVE, NAME, assert_whole, sha256
 
+from data.corpus_folder import new_corpus, read_description, write_description
+from data.index import DataError
 from data.readers.librispeech import find_split
+from utils.files import folders
+from utils.files.download import fetch
+from utils.files.folders import remove_abandoned
+from utils.files.locks import exclusive_folder
 
 UNPACK = """
 import errno, fcntl, sys, tarfile, time
@@ -60,7 +71,8 @@ def test_processes_that_unpack_the_same_subset_all_see_it_whole(root, locks):
     assert find_split(root, NAME) is None
     second = start(root, locks)
     if locks == "locks":
-        assert second.stdout.readline().startswith(f"waiting for another process: {NAME} is being")
+        assert re.match(rf"waiting for process {first.pid} of .+, which holds {root}/\.{NAME}\.lock: {NAME} is being",
+                        second.stdout.readline())
         assert find_split(root, NAME) is None
     else:
         assert second.wait(60) == 0
@@ -121,3 +133,116 @@ def test_of_several_processes_one_reads_the_durations(tmp_path):
     assert said.count("read ") == 15, "each recording once"
     assert said.count("train: 10 utterances") == said.count("dev: 5 utterances") == 1
     assert all(path.suffix == ".json" for path in (tmp_path / "cache").iterdir())
+
+
+# -- without locks ---------------------------------------------------------------------------------
+
+
+def refuse_locks(monkeypatch, number: int = errno.ENOLCK) -> None:
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+
+
+def test_an_error_of_a_lock_names_its_file(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error") as error, exclusive_folder(tmp_path):
+        raise AssertionError("not held")
+    assert error.value.filename == str(tmp_path / ".lock")
+
+
+def test_what_was_abandoned_goes_and_what_is_worked_on_stays(tmp_path, monkeypatch):
+    """A file that is written to, and a folder in whose depth something changes, are worked on."""
+    deep = tmp_path / ".x-folder" / "a" / "b"
+    deep.mkdir(parents=True)
+    for name in (".x-file", "x-file", ".x-written"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(folders, "ABANDONED", 0.5)
+    time.sleep(0.6)
+    (deep / "new").touch()
+    (tmp_path / ".x-written").write_text("more")
+    remove_abandoned(tmp_path, ".x-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x-folder", ".x-written", "x-file"]
+    time.sleep(0.6)
+    remove_abandoned(tmp_path, ".x-")
+    assert [path.name for path in tmp_path.iterdir()] == ["x-file"]
+
+
+def test_parts_of_killed_downloads_go_and_one_that_can_be_resumed_stays(tmp_path, monkeypatch):
+    target = tmp_path / "a.gz"
+    for name in ("a.gz.part", ".a.gz.0123abcd.part"):
+        (tmp_path / name).write_text("half")
+    monkeypatch.setattr(folders, "ABANDONED", -1)
+    with pytest.raises(ValueError, match="cannot download"):
+        fetch("http://127.0.0.1:9/a.gz", target, "0" * 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gz.part"]
+
+
+def test_an_archive_where_nothing_can_be_written_is_read(tmp_path, monkeypatch):
+    """Its mark, which saves reading it again, cannot be kept there."""
+    (tmp_path / "a.gz").write_bytes(ARCHIVE)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert fetch("http://127.0.0.1:9/a.gz", tmp_path / "a.gz", sha256(ARCHIVE)) == tmp_path / "a.gz"
+
+
+def build(output: Path, settings: dict, inside=lambda: None) -> None:
+    """Builds a corpus of one file per split."""
+    with new_corpus(output, settings) as folder:
+        for split in ("train", "dev", "test"):
+            (folder / split).write_text(json.dumps(settings))
+        inside()
+        write_description(folder, settings, [(split, "1", 1, 1) for split in ("train", "dev", "test")])
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+def test_two_builds_of_one_corpus(tmp_path, monkeypatch, locks, same):
+    """With locks the second is refused. Without, both build it, and whole is what stands there, whoever was first."""
+    output, settings, others = tmp_path / "corpus", {"seed": 0}, {"seed": 0 if same else 1}
+    if not locks:
+        refuse_locks(monkeypatch)
+
+    def meanwhile():
+        if locks:  # as another process: this one has the lock already
+            code = "import sys; from data.corpus_folder import *\nwith new_corpus(Path(sys.argv[1]), {}): pass"
+            done = subprocess.run([sys.executable, "-c", code, str(output)], capture_output=True, text=True, cwd=ROOT)
+            assert done.stderr.strip().endswith(": wait for it, or choose another --output")
+        else:
+            build(output, others)
+
+    if locks or same:
+        build(output, settings, meanwhile)
+    else:
+        with pytest.raises(DataError, match="was built with other settings"):
+            build(output, settings, meanwhile)
+    there = settings if locks else others
+    assert read_description(output, there)["settings"] == there
+    assert {path.name: path.read_text() for path in output.iterdir() if path.suffix != ".json"} == dict.fromkeys(
+        ("train", "dev", "test"), json.dumps(there))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_a_build_that_ends_is_no_build_to_go_on_with(tmp_path, monkeypatch):
+    """Between its last file and its name it still has its lock: another one would find no settings, and empty it."""
+    rename, seen = Path.rename, []
+
+    def watched(path, target):
+        seen.append(sorted(one.name for one in path.iterdir()))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    build(tmp_path / "corpus", {})
+    assert seen == [[".lock", ".settings.json", "corpus.json", "dev", "test", "train"]]
+    assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["corpus.json", "dev", "test", "train"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", "[" * 100_000])
+def test_a_damaged_description_is_named(tmp_path, content):
+    (tmp_path / "corpus.json").write_text(content)
+    with pytest.raises(DataError, match="was built with other settings: delete it or choose another --output"):
+        read_description(tmp_path, {})

@@ -53,6 +53,44 @@ def test_a_split_of_nothing_but_links(corpus, tmp_path):
     assert ids(index_of(tmp_path / "linked").utterances) == ALL
 
 
+def test_links_to_nothing_are_counted(corpus, tmp_path):
+    """As of a disk that is not mounted; what is there is used."""
+    for name in ("9002", "9003.trans.txt"):
+        (corpus / "train" / name).symlink_to(tmp_path / "absent")
+    (corpus / "train" / "loop").symlink_to("loop")
+    index = data_module(corpus).index("train")
+    assert len(index.utterances) == 10
+    assert index.left_out == {"of links to nothing": [
+        str(corpus / "train" / name) for name in ("9002", "9003.trans.txt", "loop")]}
+
+
+def test_hidden_folders_are_no_part_of_a_split(corpus):
+    """A wastebasket, a notebook's copies, an archive that is being unpacked."""
+    for name in (".Trash-1000", ".ipynb_checkpoints"):
+        shutil.copytree(corpus / "train" / "9001", corpus / "train" / name)
+    index = data_module(corpus).index("train")
+    assert len(index.utterances) == 10 and not index.left_out
+
+
+def test_no_name_is_no_split(corpus):
+    """As of a variable that is not set: it would mean all that is under the root, test sets among it."""
+    with pytest.raises(DataError, match="no split ''"):
+        data_module(corpus).index("")
+
+
+def test_names_in_capitals(corpus):
+    """As disks of other systems have them."""
+    for path in (corpus / "train").rglob("*.trans.txt"):
+        path.rename(path.with_name(path.name.upper()))
+    index = data_module(corpus).index("train")
+    assert len(index.utterances) == 10 and not index.left_out
+    (corpus / "A.JSONL").write_text(json.dumps({"audio": index.utterances[0].audio, "text": "hello"}))
+    assert len(data_module(corpus).index("A.JSONL").utterances) == 1
+    (corpus / "A.CSV").touch()
+    with pytest.raises(DataError, match="A.CSV: a manifest is a .jsonl file"):
+        data_module(corpus).index("A.CSV")
+
+
 def test_several_transcripts_in_one_folder(corpus):
     """What the one lists is not missing from the other."""
     flat = corpus / "flat"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from test_inference import checkpoint, transcribe  # noqa: F401 (a fixture)
 from test_streaming import causal_network, greedy_texts
 
 from utils.audio import load_audio
+from utils.cli import recordings
 from utils.cli.recordings import find_recordings, output_stems
 from utils.errors import UsageError
 
@@ -61,6 +63,14 @@ def test_linked_folders_are_searched_once(tmp_path):
     (tmp_path / "rec" / "loop").symlink_to(tmp_path / "rec")
     found, _ = find_recordings([str(tmp_path / "rec")])
     assert [Path(path).name for path in found] == ["1.wav", "2.wav"]
+
+
+def test_links_to_nothing_are_named_and_hidden_folders_are_none(tmp_path):
+    touch(tmp_path / "1.wav", tmp_path / ".Trash-1000" / "2.wav", tmp_path / ".3.wav")
+    (tmp_path / "more").symlink_to(tmp_path / "absent")
+    found, refused = find_recordings([str(tmp_path)])
+    assert found == [str(tmp_path / "1.wav")]
+    assert [str(error) for error in refused] == [f"{tmp_path}/more: a link to something that is not there"]
 
 
 def test_a_recording_is_taken_once(tmp_path, monkeypatch):
@@ -137,6 +147,50 @@ def test_streams_that_are_closed_or_full(checkpoint, command, status, error):  #
         save(causal_network(rnn_type="mingru"), checkpoint)
     done = shell(command.format(speech=SPEECH[0]), checkpoint)
     assert (done.returncode, done.stderr) == (status, error)
+
+
+def test_a_pipe_that_sends_nothing_is_left(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Nobody writes to the one; whoever writes to the other sends nothing. The rest goes on."""
+    monkeypatch.setattr(recordings, "PATIENCE", 1)
+    names = [tmp_path / name for name in ("a.wav", "b.wav")]
+    for name in names:
+        os.mkfifo(name)
+    writer = subprocess.Popen(["sh", "-c", f"exec sleep 60 > {names[1]}"])
+    status, lines, error = transcribe(capsys, "--checkpoint", checkpoint, "--audio", *names, SPEECH[0])
+    assert status == 1 and len(lines) == 1 and lines[0].startswith(str(SPEECH[0]))
+    assert error.splitlines() == [f"inference.py: {name}: nothing has come from this pipe for 1 seconds"
+                                  for name in names]
+    writer.kill()
+    writer.wait()
+
+
+def test_standard_input_may_be_a_socket(checkpoint, capsys):  # noqa: F811
+    """As other programs give it, where /dev/stdin cannot be opened."""
+    text, = transcribe(capsys, "--checkpoint", checkpoint, "--audio", SPEECH[0])[1]
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "inference.py", "--checkpoint", str(checkpoint), "--audio", "/dev/stdin"]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, text=True)
+    theirs.close()
+    ours.sendall(SPEECH[0].read_bytes())
+    ours.close()
+    assert child.communicate(timeout=200)[0] == f"{text}\n" and child.returncode == 0
+
+
+def test_an_output_folder_that_cannot_be_is_named_before_the_work(checkpoint, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "out").touch()
+    flags = ["--checkpoint", tmp_path / "absent.ckpt", "--audio", SPEECH[0], "--output_dir", tmp_path / "out"]
+    assert transcribe(capsys, *flags) == (2, [], f"inference.py: error: {tmp_path}/out: File exists\n")
+
+
+def test_the_longest_names(checkpoint, tmp_path, capsys):  # noqa: F811
+    """Of 255 bytes; and a tab in one makes no column of a table."""
+    (tmp_path / "rec").mkdir()
+    for name in ("é" * 125 + ".opus", "a\tb.opus"):
+        shutil.copy(SPEECH[0], tmp_path / "rec" / name)
+    flags = ["--checkpoint", checkpoint, "--audio", tmp_path / "rec", "--output_dir", tmp_path / "out"]
+    assert transcribe(capsys, *flags, "--output_format", "all")[0] == 0
+    assert len(list((tmp_path / "out").iterdir())) == 10
+    assert {line.count("\t") for line in (tmp_path / "out" / "a\tb.tsv").read_text().splitlines()} == {4}
 
 
 def test_no_temporary_folder(checkpoint, monkeypatch, capsys):  # noqa: F811

@@ -1,6 +1,8 @@
 """Recordings of any length: how they are cut up and joined again, word times, and samples in memory."""
 
 import io
+import math
+import warnings
 
 import numpy as np
 import pytest
@@ -154,13 +156,20 @@ def integers(kind: str):
     return lambda x: (x.numpy().astype(np.float64) * (scale - 1) + zero).round().astype(kind)
 
 
+def read_only(x: torch.Tensor) -> np.ndarray:
+    samples = x.numpy().copy()
+    samples.setflags(write=False)
+    return samples
+
+
 ARRAYS = {
     "one channel": lambda x: x[None], "channels first": lambda x: torch.stack([x, x]),
     "channels last": lambda x: np.stack([x, x, x], axis=1), "one channel last": lambda x: x.numpy()[:, None],
     "opposite phase": lambda x: torch.stack([x, -x]), "one silent": lambda x: torch.stack([x, 0 * x]) * 2,
     "float64": lambda x: x.double(), "float16": lambda x: x.numpy().astype(np.float16),
     "bfloat16": lambda x: x.bfloat16(), "with a gradient": lambda x: x.clone().requires_grad_(),
-    "big-endian": lambda x: x.numpy().astype(">f4"), "a list": lambda x: x.tolist(),
+    "big-endian": lambda x: x.numpy().astype(">f4"), "a list": lambda x: x.tolist(), "read-only": read_only,
+    "a negative view": lambda x: torch._neg_view(-x),
     "int16": integers("int16"), "int16 tensor": lambda x: torch.from_numpy(integers("int16")(x)[None]),
     "int32": integers("int32"), "uint8": lambda x: integers("uint8")(x / x.abs().max()),
 }
@@ -169,7 +178,9 @@ ARRAYS = {
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_of_every_kind_hold_the_same_sound(kind):
     waveform = load_audio(SPEECH[0])
-    samples = from_array(ARRAYS[kind](waveform)) * (waveform.abs().max() if kind == "uint8" else 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = from_array(ARRAYS[kind](waveform)) * (waveform.abs().max() if kind == "uint8" else 1)
     assert samples.dtype == torch.float32 and samples.shape == waveform.shape and not samples.requires_grad
     tolerance = {"uint8": 0.01, "bfloat16": 0.01, "float16": 1e-3}.get(kind, 1e-4)
     torch.testing.assert_close(samples, waveform, atol=tolerance, rtol=0)
@@ -182,12 +193,27 @@ def test_arrays_of_every_kind_hold_the_same_sound(kind):
     (torch.zeros(1, 2, 100), r"a shape of \(1, 2, 100\)"), (torch.zeros(300, 40), r"a shape of \(300, 40\)"),
     (np.zeros((2, 2)), r"a shape of \(2, 2\)"), (np.float32(1), r"a shape of \(\)"), (np.zeros((2, 0)), "no samples"),
     (np.zeros(9, np.int64), "samples of type int64"), (np.zeros(9, bool), "type bool"), (np.zeros(9, complex), "compl"),
-    (io.BytesIO(b"RIFF"), "type object")])
+    (io.BytesIO(b"RIFF"), "type object"), (bytearray(9), "bytes, whose type cannot be known"), (b"RIFF", "bytes"),
+    (np.full(9, 5_000.0), "samples of up to 5000, where full scale is 1"), (np.full(9, 1e300), "not finite")])
 def test_arrays_of_other_kinds_are_refused(samples, fault):
     """The error is one line that names the shape or the type."""
     with pytest.raises(AudioError, match=fault) as caught:
         Transcriber(tiny_network("mingru")).transcribe(samples)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2.5}, {"segment_seconds": math.inf},
+                                     {"segment_seconds": 0.5}, {"segment_seconds": math.nan}, {"device": "meta"},
+                                     {"device": "nothing"}], ids=str)
+@pytest.mark.parametrize("variant", ["mingru", "las"])
+def test_options_that_cannot_be_are_refused(tmp_path, variant, options):
+    path, network = tmp_path / "a.ckpt", tiny_network(variant)
+    torch.save({"recognizer": network.config, "state_dict": {
+        f"network.{name}": value for name, value in network.state_dict().items()}}, path)
+    name, = options
+    with pytest.raises(ValueError, match=f"^--{name} ") as caught:
+        Transcriber(path, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_the_rate_of_an_array_is_said_by_the_caller():

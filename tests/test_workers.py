@@ -1,7 +1,10 @@
 """Data workers that cannot deliver what they read: the run does without, or ends; it never waits for what was lost."""
 
 import errno
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,7 +13,10 @@ import torch
 from conftest import CORPUS, ROOT
 from test_data import data_module, same
 
+from data import dataset
 from data.dataset import SpeechDataset
+from data.index import DataError
+from utils.process import end_children
 
 COMPARE = """
 import sys
@@ -65,6 +71,43 @@ def test_errors_of_the_machine_arrive_as_they_were(tmp_path, monkeypatch, error)
         list(loader)
     assert str(caught.value) == str(error)
     caught.value.with_traceback(None)
+
+
+def test_a_worker_that_hangs_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    """One that is stopped, as one whose disk is gone."""
+    monkeypatch.setattr(dataset, "TICK", 1)
+    monkeypatch.setattr(dataset, "MOST_TICKS", 3)
+    end_children()  # of the tests before
+    batches = iter(data_module(CORPUS, num_workers=1, batch_size=1, cache_dir=str(tmp_path)).train_dataloader())
+    next(batches)
+    worker, = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match="no batch has come for 0 minutes: the disk of the recordings hangs, or a"):
+        list(batches)
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_a_worker_that_is_gone_with_its_batch_is_named(tmp_path, monkeypatch):
+    """Its socket, by which it hands tensors over, is gone as well."""
+    loader = data_module(CORPUS, num_workers=1, cache_dir=str(tmp_path)).train_dataloader()
+    for error in (ConnectionRefusedError(111, "Connection refused"), FileNotFoundError(2, "No such file"), EOFError()):
+        monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "_next_data",
+                            lambda self, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(RuntimeError, match="DataLoader worker is gone"):
+            list(loader)
+
+
+def test_workers_are_killed_without_a_word(tmp_path):
+    """torch's handler would raise an error for them wherever the program then is, at its very end too."""
+    end_children()  # of the tests before
+    batches = iter(data_module(CORPUS, num_workers=2, batch_size=1, cache_dir=str(tmp_path)).train_dataloader())
+    next(batches)
+    workers = multiprocessing.active_children()
+    end_children()
+    for worker in workers:
+        worker.join(10)
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
 
 
 def test_shared_memory_is_used_where_there_is_room(tmp_path):

@@ -13,6 +13,7 @@ from utils.files.sound import RATES, TRUNCATED, AudioError, describe, open_sound
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
 SILENCE = 1e-3  # of full scale; a recording that never exceeds it, -60 dB, holds no speech
+LOUDEST = 100  # of full scale, 40 dB; beyond are integers in the form of floats, and damage
 CANCELLED = 0.01  # share of the loudest channel's power below which the mean of the channels has lost the sound
 EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 MOST_SAMPLES = 1 << 28  # of a file that is read as one, 1 GB: 4.6 h at 16 kHz
@@ -127,16 +128,18 @@ def mix_down(samples: np.ndarray) -> np.ndarray:
 def from_samples(samples: np.ndarray, rate: int, *, name="audio", sample_rate: int = SAMPLE_RATE) -> Tensor:
     """Returns (S,) or (S, channels) samples at `rate` Hz as a (S',) float32 tensor at `sample_rate`.
 
-    Raises AudioError, naming `name`, where there is no sample or one is not finite.
+    Raises AudioError, naming `name`, where there is no sample, or one is not finite or far beyond full scale.
     """
-    mono = mix_down(samples) if samples.ndim == 2 and samples.shape[1] > 1 else samples
-    mono = np.ascontiguousarray(mono, dtype=np.float32).reshape(-1)
-    if not mono.size:
-        raise AudioError(name, "empty: no samples")
-    with np.errstate(all="ignore"):
-        finite = np.isfinite(mono.sum())  # one pass; a sum of finite samples in [-1, 1] stays finite
-    if not finite:
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        mono = mix_down(samples) if samples.ndim == 2 and samples.shape[1] > 1 else samples
+        mono = np.require(mono, np.float32, ["C", "W"]).reshape(-1)  # torch warns of what cannot be written
+        if not mono.size:
+            raise AudioError(name, "empty: no samples")
+        peak = max(mono.max(), -mono.min())  # NaN where one sample is
+    if not math.isfinite(peak):
         raise AudioError(name, "samples that are not finite (NaN or infinity)")
+    if peak > LOUDEST:
+        raise AudioError(name, f"samples of up to {peak:.4g}, where full scale is 1: divide those of 16 bit by 32,768")
     return resample(torch.from_numpy(mono), rate, sample_rate)
 
 
@@ -151,9 +154,11 @@ def from_array(audio: np.ndarray | Tensor, sample_rate: int = SAMPLE_RATE) -> Te
     """
     if sample_rate not in RATES:
         raise AudioError(_MEMORY, f"a rate of {sample_rate} Hz, not {RATES.start:,} to {RATES.stop - 1:,}")
+    if isinstance(audio, bytes | bytearray):
+        raise AudioError(_MEMORY, "bytes, whose type cannot be known: give numpy.frombuffer(them, their type)")
     if isinstance(audio, Tensor):
-        audio = audio.detach().cpu()
         audio = audio.float() if audio.is_floating_point() else audio  # NumPy has no bfloat16
+        audio = audio.numpy(force=True)
     return from_samples(_channels_last(_as_floats(np.asarray(audio))), int(sample_rate), name=_MEMORY)
 
 

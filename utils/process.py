@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from utils.errors import UsageError
+from utils.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,8 @@ def quiet_packages() -> None:
                     ".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
                     ".*number of training batches .* is smaller than the logging interval.*",
                     ".*your dataloader is not resumable.*", ".*callbacks used to create the checkpoint need.*",
-                    ".*recommended to use `self.log.*sync_dist=True.*", ".*Using `DistributedSampler`.*"):
+                    ".*recommended to use `self.log.*sync_dist=True.*", ".*Using `DistributedSampler`.*",
+                    ".*suggested max number of worker.*", ".*not created with WeightAveraging.*"):
         warnings.filterwarnings("ignore", message=message)
 
 
@@ -95,9 +96,34 @@ def git_revision() -> str:
 
 
 def end_children() -> None:
-    """Kills child processes that are left, such as a data worker that waits for a disk that is gone."""
+    """Kills child processes that are left, such as a data worker that waits for a disk that is gone.
+
+    Python would send data workers a signal that they ignore, and wait for them.
+    """
     for process in multiprocessing.active_children():
         process.kill()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Makes Ctrl-C end the process at once: some packages take KeyboardInterrupt for another one that is missing."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Makes the processes that are started meanwhile leave Ctrl-C to this one, which decides when they end."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def find_device(name: str) -> "torch.device":
@@ -106,9 +132,9 @@ def find_device(name: str) -> "torch.device":
 
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise UsageError(f"--device {name}: {printable(str(error).splitlines()[0], 200)}") from None
     return device
 
 

@@ -5,6 +5,11 @@
     python -m data.prepare kathleen --audio_format opus         as in the published results, bit for bit with ffmpeg 5.1
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from data.corpus_folder import new_corpus, read_description
 from data.prepare import digits, kathleen
 from data.prepare.source import read_files
 from data.prepare.writing import FORMATS, write_corpus
+from utils.cli.parser import OneLineParser
 from utils.errors import one_line_errors
 
 CORPORA = {"digits": digits, "kathleen": kathleen}
@@ -44,8 +50,8 @@ def prepare(corpus: str, *, source: Path | None = None, output: Path | None = No
 
 def main(arguments: list[str] | None = None) -> None:
     """Makes the corpus that the flags name and prints what each split has."""
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="python -m data.prepare", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", choices=CORPORA)
     parser.add_argument("--source", type=Path, help="the data set's folder or GitHub archive; default: download it")
     parser.add_argument("--output", type=Path, help="folder to make (default: data/corpora/CORPUS)")

@@ -21,12 +21,12 @@ READERS = (common_voice, manifest, kaldi, audiofolder, shards, librispeech)  # a
 
 def is_there(root: Path, name: str) -> bool:
     """Returns whether any reader finds a split of this name."""
-    return any(reader.find_split(root, name) for reader in READERS)
+    return bool(name) and any(reader.find_split(root, name) for reader in READERS)
 
 
 def list_split(root: Path, name: str) -> tuple[Iterable[Entry], dict[str, list[str]]]:
     """Returns what is listed of a split, and by kind of fault what is not usable. Raises DataError."""
-    for reader in READERS:
+    for reader in READERS if name else ():  # no name would mean all that is there, test sets among it
         if path := reader.find_split(root, name):
             return reader.list_entries(path)
     raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in the layout of "

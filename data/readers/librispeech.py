@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.index import DataError, Entry
 from utils.audio import EXTENSIONS
-from utils.files.folders import describe_kinds, walk
+from utils.files.folders import describe_kinds, leads_nowhere, walk
 from utils.files.text import TextError, read_lines, split_transcript
 
 TRANSCRIPT = ".trans.txt"
@@ -31,7 +31,10 @@ def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
     entries, faults, files = [], defaultdict(list), []
     for parent, names in walk(folder):
         files += [name for name in names if not (parent / name).is_dir()]
-        entries += _read_folder(parent, names, faults)
+        lost = [name for name in names if not name.lower().endswith(EXTENSIONS) and leads_nowhere(parent / name)]
+        if lost:
+            faults["of links to nothing"] += [str(parent / name) for name in lost]
+        entries += _read_folder(parent, [name for name in names if name not in lost], faults)
     if not entries and not faults:
         raise DataError(f"{folder}: no *{TRANSCRIPT}, wav.scp or metadata.csv in this folder, which holds "
                         f"{describe_kinds(files)}; other corpora can be listed in a JSON-lines manifest")
@@ -41,7 +44,7 @@ def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
 def _read_folder(parent: Path, names: list[str], faults: dict[str, list[str]]) -> list[Entry]:
     """Returns what the transcripts in one folder list, however many there are, and adds to `faults`."""
     audio = {Path(name).stem: str(parent / name) for name in names if name.lower().endswith(EXTENSIONS)}
-    transcripts = [name for name in names if name.endswith(TRANSCRIPT)]
+    transcripts = [name for name in names if name.lower().endswith(TRANSCRIPT)]
     others = {Path(name).stem: str(parent / name) for name in names if name not in transcripts}
     entries, listed, readable = [], set(), True
     for transcript in transcripts:

@@ -29,9 +29,9 @@ def find_split(root: Path, name: str) -> Path | None:
     Raises DataError for tables of another kind.
     """
     path = Path(name) if Path(name).is_file() else root / name
-    if name.endswith(SUFFIXES):
+    if name.lower().endswith(SUFFIXES):
         return path
-    if name.endswith(OTHERS) and path.is_file():
+    if name.lower().endswith(OTHERS) and path.is_file():
         raise DataError(f"{path}: a manifest is a .jsonl file with one JSON object per line: "
                         '{"audio": "a.wav", "text": "hello there"}')
     return None

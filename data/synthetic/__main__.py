@@ -1,5 +1,10 @@
 """`python -m data.synthetic`: the flags of `data.synthetic.corpus.build_corpus`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import os
 
@@ -7,13 +12,14 @@ from data.synthetic.conditions import RECORDINGS
 from data.synthetic.corpus import __doc__ as description
 from data.synthetic.corpus import build_corpus
 from data.synthetic.engines import ENGINES
+from utils.cli.parser import OneLineParser
 from utils.errors import one_line_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Builds the corpus that the flags name and prints what each split has."""
-    parser = argparse.ArgumentParser(prog="python -m data.synthetic", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="python -m data.synthetic", description=description,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder to build, e.g. data/corpora/demo")
     parser.add_argument("--hours", type=float, default=2.0, help="size of train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")

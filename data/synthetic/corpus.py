@@ -36,6 +36,7 @@ from data.synthetic.sentences import HELD_OUT_SHARE, draw_sentence_of
 from data.synthetic.texts import choose_sentences
 from utils.audio import SAMPLE_RATE
 from utils.files.atomic import atomic_write
+from utils.process import deaf_children, end_children
 from utils.prose import Sentence
 
 RECIPE = 1  # raise it whenever the same flags would give another corpus
@@ -43,6 +44,7 @@ HELD_OUT_MINUTES = (6, 60)  # the least and the most; a tiny train lowers the le
 CHAPTER_SECONDS = (30, 120)
 VIRTUAL_SPEAKER_SECONDS = 75  # a chapter, with a speaker of its own
 CHARACTERS_PER_SECOND = 25  # more than any voice says
+MOST_HOURS = 100_000  # 8 TB
 
 
 class Chapter(NamedTuple):
@@ -154,9 +156,16 @@ def write_chapters(chapters: list[Chapter], studio: Studio, num_workers: int) ->
     bar = functools.partial(tqdm, total=len(chapters), desc="speaking", unit="chapter", disable=None)
     write = functools.partial(write_chapter, studio=studio)
     if num_workers > 0:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, spawn, torch.set_num_threads, (1,)) as pool:
-            return list(bar(pool.map(write, chapters)))
+        pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+        try:
+            with deaf_children():
+                written = pool.map(write, chapters)
+            return list(bar(written))
+        except BaseException:
+            end_children()  # what they are at is done anew
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -192,8 +201,9 @@ def build_corpus(*, output: str | Path, hours: float, seed: int = 0, num_workers
     Raises DataError for hours or workers out of range, where `output` holds something else, and where the
     synthesiser is missing; OSError.
     """
-    if not 0 < hours < math.inf or num_workers < 0:
-        raise DataError(f"--hours must be above 0 and --num_workers at least 0, not {hours} and {num_workers}")
+    if not 0 < hours <= MOST_HOURS or num_workers < 0:
+        raise DataError(f"--hours must be above 0 and at most {MOST_HOURS:,}, and --num_workers at least 0, "
+                        f"not {hours} and {num_workers}")
     output, recording = Path(output).expanduser().resolve(), recording or ("varied" if text else "plain")
     settings = {"recipe": RECIPE, "hours": float(hours), "seed": int(seed)}
     if (engine, text, recording) != ("espeak", None, "plain"):
@@ -213,5 +223,7 @@ def build_corpus(*, output: str | Path, hours: float, seed: int = 0, num_workers
 
 
 def _checksum(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"--text {path}: no such file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,7 @@
     print(transcript.text, transcript.words[0].start)
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -18,6 +19,7 @@ from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE, AudioError, from_array
 from utils.decoding.decoder import Decoder
 from utils.decoding.options import DecodingOptions
+from utils.process import find_device
 from utils.types import Candidate, Transcript
 
 
@@ -31,14 +33,18 @@ class Transcriber:
         segment_seconds: longest segment for an attention network; about the longest that it was trained on.
         device: where a checkpoint's network goes.
 
-    Raises CheckpointError, and ValueError where segment_seconds is below 1, too short to find a pause.
+    Raises CheckpointError, UsageError for a device that cannot be used, and ValueError where batch_size is no number
+    of at least 1, or segment_seconds is below 1, too short to find a pause, or infinite.
     """
 
     def __init__(self, network, decoding: DecodingOptions | None = None, *, batch_size: int = 8,
                  segment_seconds: float = 15.0, device: str | torch.device = "cpu"):
-        if not segment_seconds >= 1:
+        if not 1 <= segment_seconds < math.inf:
             raise ValueError(f"--segment_seconds {segment_seconds:g} must be at least 1")
-        network = network if isinstance(network, Recognizer) else Recognizer.from_checkpoint(network, device)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"--batch_size {batch_size} must be a whole number of at least 1")
+        if not isinstance(network, Recognizer):
+            network = Recognizer.from_checkpoint(network, find_device(str(device)))
         self.network, self.batch_size = network.eval(), batch_size
         self.decoder = Decoder(decoding or DecodingOptions(), network.tokenizer)
         self.strategy = (AttentionStrategy(network, self.decoder, segment_seconds) if network.autoregressive

@@ -8,6 +8,11 @@ The first two files can be used wherever a checkpoint can, but for --checkpoint_
 last one is for `train.py --config network.yaml --init_from NAME.safetensors`.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import json
 from pathlib import Path

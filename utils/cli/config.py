@@ -1,6 +1,7 @@
 """YAML files of flags, as strict as the command line, which wins over them."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 
@@ -55,6 +56,8 @@ def config_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
 
 def read_yaml(path: str) -> dict:
     """Returns the mapping in a YAML file of at most 64 KB. Raises UsageError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would make it wait, and can be read but once
+        raise UsageError(f"{path}: not a file")
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_CONFIG + 1)

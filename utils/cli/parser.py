@@ -23,7 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Raises UsageError in place of printing the usage and leaving."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
 
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(message)

@@ -2,20 +2,24 @@
 
 import glob
 import os
+import select
 import shutil
 import stat
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.audio import EXTENSIONS, AudioError
 from utils.errors import UsageError
-from utils.files.folders import describe_kinds, walk
+from utils.files.folders import describe_kinds, leads_nowhere, walk
 
 STDIN = "-"
+STDIN_PATHS = ("/dev/stdin", "/dev/fd/0")  # which cannot be opened where it is a socket
+PATIENCE = 60  # seconds that a pipe may send nothing
 OTHER_SOUND = (".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".m4a", ".m4b", ".mka", ".mp4", ".oga", ".spx",
                ".w64", ".webm", ".wma")  # in folders these are tried as well: what cannot be read is then named
 LISTS = (".csv", ".json", ".jsonl", ".lst", ".manifest", ".scp", ".tsv", ".txt")
@@ -52,6 +56,8 @@ def _find_in_folder(folder: str, refused: list[AudioError]) -> list[str]:
                 path = str(parent / name)
                 if _is_pipe(path):  # nobody asked for it by name, and it may never send anything
                     refused.append(AudioError(path, "not a file"))
+                elif leads_nowhere(path):
+                    refused.append(AudioError(path, "a link to something that is not there"))
                 elif not os.path.isdir(path):
                     sound = name.lower().endswith((*EXTENSIONS, *OTHER_SOUND))
                     (found if sound else others).append(path)
@@ -87,13 +93,19 @@ def output_stems(paths: list[str]) -> dict[str, Path]:
 
 
 @contextmanager
-def readable_paths(paths: list[str]) -> Iterator[dict[str, str]]:
-    """Yields a path to read for each recording, with its name; what pipes send is in temporary files meanwhile."""
+def readable_paths(paths: list[str], on_error: Callable[[AudioError], None]) -> Iterator[dict[str, str]]:
+    """Yields a path to read for each recording, with its name; what pipes send is in temporary files meanwhile.
+
+    Calls `on_error` with the error of each pipe that sends nothing.
+    """
     with ExitStack() as stack:
         names = {}
         for path in paths:
             is_pipe = path == STDIN or _is_pipe(path)
-            names[stack.enter_context(_spooled(path)) if is_pipe else path] = path
+            try:
+                names[stack.enter_context(_spooled(path)) if is_pipe else path] = path
+            except AudioError as error:
+                on_error(error)
         yield names
 
 
@@ -107,11 +119,15 @@ def _is_pipe(path: str) -> bool:
 
 @contextmanager
 def _spooled(path: str) -> Iterator[str]:
-    """Copies what a pipe sends to a temporary file, and yields its name. Raises UsageError and OSError."""
-    if path == STDIN and sys.stdin is None:
+    """Copies what a pipe sends to a temporary file, and yields its name.
+
+    Raises AudioError where nothing comes, UsageError where standard input is closed, and OSError.
+    """
+    is_stdin = path in (STDIN, *STDIN_PATHS)
+    if is_stdin and sys.stdin is None:
         raise UsageError(f"--audio {STDIN}: standard input is closed")
     with ExitStack() as stack:
-        source = sys.stdin.buffer if path == STDIN else stack.enter_context(open(path, "rb"))
+        source = sys.stdin.buffer if is_stdin else stack.enter_context(_open_pipe(path))
         file = stack.enter_context(tempfile.NamedTemporaryFile())
         try:
             shutil.copyfileobj(source, file)
@@ -120,3 +136,16 @@ def _spooled(path: str) -> Iterator[str]:
             error.filename = error.filename or file.name
             raise
         yield file.name
+
+
+def _open_pipe(path: str) -> BinaryIO:
+    """Opens a pipe from which something comes. Raises AudioError where nothing does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for somebody to write to it
+    except OSError as error:
+        raise AudioError(path, f"cannot be read ({error.strerror})") from None
+    if not select.select([descriptor], [], [], PATIENCE)[0]:
+        os.close(descriptor)
+        raise AudioError(path, f"nothing has come from this pipe for {PATIENCE} seconds")
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")

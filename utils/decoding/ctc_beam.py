@@ -6,8 +6,10 @@ pyctcdecode (Python). Each is imported when it is first used.
 
 import multiprocessing
 import os
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,15 +149,22 @@ class _PyCTCDecode:
         model = LanguageModel(load_kenlm(options.lm), words, options.alpha, options.beta) if options.lm else None
         pieces = any(label.startswith(BPE_TOKEN) for label in labels)  # as the other program tells it
         self.decoder = BeamSearchDecoderCTC(Alphabet(labels, pieces), model)
-        self.pool = multiprocessing.get_context("fork").Pool(workers)  # after the model, which it inherits
+        # It forks when it is first used, after the model; unlike a `Pool`, it notices a process that is killed.
+        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal,
+                                        (signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is for the main process
 
     def search(self, arrays: list[np.ndarray]) -> list[list[tuple]]:
         options = self.options
-        return self.decoder.decode_beams_batch(
-            self.pool, arrays, beam_width=options.beam_size, beam_prune_logp=options.beam_prune_logp,
+        return list(self.pool.map(partial(
+            _decode, self.decoder, beam_width=options.beam_size, beam_prune_logp=options.beam_prune_logp,
             token_min_logp=max(options.token_min_logp, LOWEST), prune_history=options.nbest == 1,
-            hotwords=list(options.hotwords) or None, hotword_weight=options.hotword_weight)
+            hotwords=list(options.hotwords) or None, hotword_weight=options.hotword_weight), arrays))
 
     def close(self) -> None:
-        self.pool.terminate()
+        self.pool.shutdown(cancel_futures=True)
         self.decoder.cleanup()
+
+
+def _decode(decoder, array: np.ndarray, **options) -> list[tuple]:
+    """Returns pyctcdecode's beams without the states of the n-gram, which no process can send."""
+    return [(text, *rest) for text, _, *rest in decoder.decode_beams(array, **options)]

@@ -1,5 +1,6 @@
 """Files that gzip may have compressed, in bounded memory and time: a few kilobytes can unpack to terabytes."""
 
+import errno
 import gzip
 import io
 import os
@@ -38,6 +39,8 @@ class BoundedReader(io.BufferedReader):
 
 
 def _is_gzip(path) -> bool:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a file", os.fspath(path))  # a pipe would make it wait
     with open(path, "rb") as file:
         return Path(path).suffix == ".gz" or file.read(2) == b"\x1f\x8b"
 

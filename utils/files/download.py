@@ -8,13 +8,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files.folders import remove_abandoned
 from utils.files.locks import lock
 
 BLOCK = 1 << 20  # bytes
@@ -32,7 +33,7 @@ def fetch(address: str, target: Path, checksum: str) -> Path:
     A download that breaks off stays next to it as `NAME.part`, and the next one resumes it. The file appears under
     its name when it is whole and its checksum is right; a file that somebody else put there is checked once as well.
     Of several processes one downloads and the others wait for it; on a file system without locks each downloads to
-    a file of its own, and all find the file that is whole first.
+    a file of its own, and all find the file that is whole first. What a killed one left there goes after some hours.
 
     Args:
         checksum: SHA-256 or MD5, in hexadecimal; its length says which.
@@ -41,6 +42,7 @@ def fetch(address: str, target: Path, checksum: str) -> Path:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent, _own_prefix(target))
         while not target.exists():
             with _claim_part(target) as part:
                 if part and not target.exists():
@@ -77,7 +79,7 @@ def _claim_part(target: Path) -> Iterator[_Part | None]:
         if _wait_for_lock(file, target):
             yield from _lend(_Part(shared, file), shared)
             return
-    own = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    own = target.with_name(f"{_own_prefix(target)}{secrets.token_hex(4)}.part")
     try:
         shared.rename(own)
     except FileNotFoundError:
@@ -85,6 +87,10 @@ def _claim_part(target: Path) -> Iterator[_Part | None]:
         return
     with own.open("a+b") as file:
         yield from _lend(_Part(own, file), shared)
+
+
+def _own_prefix(target: Path) -> str:
+    return f".{target.name}."
 
 
 def _lend(part: _Part, shared: Path) -> Iterator[_Part | None]:
@@ -135,7 +141,8 @@ def _download(address: str, part: _Part, target: Path, checksum: str) -> None:
         part.path.unlink()
         raise OSError(f"the checksum of {target.name} is wrong, it was deleted")
     part.path.rename(target)
-    _mark(target, checksum).write_text(checksum)
+    with suppress(OSError):
+        _mark(target, checksum).write_text(checksum)
 
 
 def _copy(response, file: BinaryIO, name: str) -> None:
@@ -158,7 +165,8 @@ def _is_verified(target: Path, checksum: str) -> bool:
     with target.open("rb") as file:
         if _digest(file, checksum) != checksum:
             return False
-    mark.write_text(checksum)
+    with suppress(OSError):  # the file may lie where others alone can write
+        mark.write_text(checksum)
     return True
 
 

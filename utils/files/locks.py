@@ -3,12 +3,13 @@
 import errno
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what file systems without them answer
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what file systems without them answer
 
 
 def lock(file: IO, *, wait: bool) -> bool:
@@ -17,12 +18,13 @@ def lock(file: IO, *, wait: bool) -> bool:
     It is a record lock, which Linux takes away with the process, after a kill too, and which no child inherits.
     Closing any other handle of this process on the same file takes it away as well.
     Returns False where the file system has no locks. Raises BlockingIOError where another process holds it and `wait`
-    is False.
+    is False, and any other OSError with the file's name.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
+            error.filename = file.name
             raise
         return False
     return True
@@ -60,12 +62,14 @@ def waiting_lock(path: Path, what: str) -> Iterator[bool]:
 def _wait_for(path: Path, what: str) -> IO | None:
     while True:
         try:
-            file = path.open("a")
+            file = path.open("a+")
             if not _locked(file, what):
                 path.unlink(missing_ok=True)
                 file.close()
                 return None
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                file.write(f"process {os.getpid()} of {socket.gethostname()}")  # for the others' message
+                file.flush()
                 return file
         except FileNotFoundError:  # the holder before has deleted it, and others may lock a new one
             if not path.parent.is_dir():
@@ -79,5 +83,7 @@ def _locked(file: IO, what: str) -> bool:
     try:
         return lock(file, wait=False)
     except BlockingIOError:
-        print(f"waiting for another process: {what}", flush=True)
+        file.seek(0)
+        holder = file.read() or "another process"
+        print(f"waiting for {holder}, which holds {file.name}: {what}", flush=True)
         return lock(file, wait=True)

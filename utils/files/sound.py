@@ -7,7 +7,7 @@ files that were joined byte by byte it reads the first, without a word. Here eac
 import io
 import os
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 import soundfile
 
@@ -22,7 +22,7 @@ _STREAMED = 0x7FFF_F000  # bytes; a WAV written to a pipe states this or more: u
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile states more than this where a FLAC written to a pipe states none
 _TAIL = 256  # bytes after the last chunk that may be anything
 _BLOCK = 1 << 20  # bytes
-_RIFF, _MOST_CHUNKS = (b"RIFF", b"RIFX", b"RF64"), 1000
+_MOST_CHUNKS = 1000
 _MPEG_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of layer III
 _MPEG_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_DELAY = 4  # MP3 frames that encoders add and decoders take away
@@ -60,7 +60,7 @@ def open_sound(path, *, whole: bool = True) -> soundfile.SoundFile:
         content = member.read() if member else None
         with open(path, "rb") if content is None else io.BytesIO(content) as file:
             source = os.fsencode(path) if content is None else io.BytesIO(content)
-            sound = soundfile.SoundFile(_check_wav(path, file, size, content) or source)
+            sound = soundfile.SoundFile(_check_size(path, file, size, content) or source)
             fault = _fault_in_header(sound, size)
             if whole and not fault and sound.format in _CHECKS:
                 fault = _CHECKS[sound.format](file, size, sound)
@@ -88,7 +88,35 @@ def _fault_in_header(sound: soundfile.SoundFile, size: int) -> str:
     return "" if sound.frames else "empty: no samples"
 
 
-# -- WAV: chunks, each a name, a size and so many bytes --------------------------------------------
+# -- WAV, AIFF, Wave64 and AU: headers that state the bytes of the samples -------------------------
+
+
+class _Chunks(NamedTuple):
+    """How a container writes its chunks, each a name, a size and so many bytes."""
+
+    first: int = 12  # where the first one begins
+    name: int = 4  # bytes of a name
+    size: int = 4  # bytes of a size
+    counted: int = 0  # bytes of name and size, where the size counts them
+    order: Literal["little", "big"] = "little"
+    samples: bytes = b"data"  # the name of the chunk that holds them begins so
+
+    def read(self, file: BinaryIO, at: int) -> tuple[bytes, int, int]:
+        """Returns the first four bytes of the name of the chunk at `at`, where its content begins, and its size."""
+        file.seek(at)
+        name, size = file.read(self.name), file.read(self.size)
+        return name[:4], file.tell(), int.from_bytes(size, self.order) - self.counted
+
+    def end(self, begin: int, size: int) -> int:
+        """Returns where the next chunk begins."""
+        return begin + size + -size % (2 if self.size == 4 else 8)
+
+
+_WAV = _Chunks()
+_CONTAINERS = {b"RIFF": _WAV, b"RF64": _WAV, b"RIFX": _WAV._replace(order="big"),
+               b"FORM": _WAV._replace(order="big", samples=b"SSND"),
+               b"riff": _Chunks(first=40, name=16, size=8, counted=24)}
+_FORMS = (b"WAVE", b"AIFF", b"AIFC", b"\xa5\xd6\x28\xdb")  # bytes 8 to 11, the last those of Wave64
 
 
 class _Streamed(io.RawIOBase):
@@ -112,21 +140,27 @@ class _Streamed(io.RawIOBase):
         return count
 
 
-def _check_wav(path, file: BinaryIO, size: int, content: bytes | None) -> _Streamed | None:
-    """Returns the file as a streamed one where its recorder was killed before it stated a size, else None.
+def _check_size(path, file: BinaryIO, size: int, content: bytes | None) -> _Streamed | None:
+    """Returns a WAV as a streamed one where its recorder was killed before it stated a size, else None.
 
     Args:
         content: of a file in a tar.
 
-    Raises AudioError where it is not all there, or goes on after the samples that it states.
+    Raises AudioError where a file is not all there, or goes on after the samples that it states.
     """
-    samples, stated = _find_wav_samples(file)
+    start = file.read(12)
+    chunks = _CONTAINERS.get(start[:4], _WAV) if start[8:] in _FORMS else _WAV
+    samples, stated = _find_samples(file, start, chunks)
     if not samples or stated == _STREAMED:
         return None
     if samples + stated > size:
         raise AudioError(path, TRUNCATED)
-    after = _count_after_chunks(file, samples + stated + stated % 2, size)
+    if chunks.size == 8:  # a Wave64, which libsndfile reads to the file's end
+        return None
+    after = _count_after_chunks(file, chunks, chunks.end(samples, stated), size)
     if after and not stated:
+        if chunks is not _WAV:
+            return None
         return _Streamed(open(path, "rb") if content is None else io.BytesIO(content), samples)
     if after > _TAIL:
         raise AudioError(path, f"{after:,} bytes follow the samples that its header states: "
@@ -134,34 +168,34 @@ def _check_wav(path, file: BinaryIO, size: int, content: bytes | None) -> _Strea
     return None
 
 
-def _find_wav_samples(file: BinaryIO) -> tuple[int, int]:
+def _find_samples(file: BinaryIO, start: bytes, chunks: _Chunks) -> tuple[int, int]:
     """Returns where the samples begin and how many bytes they are said to have, _STREAMED where that is unknown.
 
-    Returns (0, 0) where the file is no WAV.
+    Returns (0, 0) for other kinds of files. `start` are the first twelve bytes.
     """
-    riff, large = file.read(12), None
-    if riff[:4] not in _RIFF or riff[8:] != b"WAVE":
+    if start[:4] == b".snd":  # AU
+        return int.from_bytes(start[4:8], "big"), min(int.from_bytes(start[8:], "big"), _STREAMED)
+    if start[:4] not in _CONTAINERS or start[8:] not in _FORMS:
         return 0, 0
+    at, large = chunks.first, None
     for _ in range(_MOST_CHUNKS):
-        name, size = file.read(4), int.from_bytes(file.read(4), "big" if riff.startswith(b"RIFX") else "little")
-        begin = file.tell()
-        if name == b"data":
+        name, begin, size = chunks.read(file, at)
+        if name == chunks.samples:
             if large is not None and size == 0xFFFF_FFFF:
                 return begin, large
-            return begin, min(size, _STREAMED)
+            return begin, min(size, _STREAMED) if chunks.size == 4 else size
         if name == b"ds64":
             large = int.from_bytes(file.read(16)[8:], "little")
-        file.seek(begin + size + size % 2)
+        at = chunks.end(begin, size)
     return 0, 0
 
 
-def _count_after_chunks(file: BinaryIO, begin: int, size: int) -> int:
+def _count_after_chunks(file: BinaryIO, chunks: _Chunks, begin: int, size: int) -> int:
     """Returns how many bytes from `begin` on belong to no chunk, tag or padding."""
     for _ in range(_MOST_CHUNKS):
-        file.seek(begin)
-        name, length = file.read(4), int.from_bytes(file.read(4), "little")
-        end = begin + 8 + length + length % 2
-        if name in _RIFF or not (name.isascii() and name.decode().isprintable()) or end > size + 1:
+        name, content, length = chunks.read(file, begin)
+        end = chunks.end(content, length)
+        if name in _CONTAINERS or not (name.isascii() and name.decode().isprintable()) or end > size + 1:
             break
         begin = end
     file.seek(max(0, begin))

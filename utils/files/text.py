@@ -2,7 +2,6 @@
 
 import codecs
 import io
-import os
 import zlib
 from collections.abc import Iterator
 
@@ -27,11 +26,8 @@ class TextError(UserError):
 def open_text(path) -> io.TextIOWrapper:
     """Opens UTF-8, or UTF-16 or UTF-32 with a byte order mark, packed by gzip or not.
 
-    Raises TextError, also for what is no regular file: a pipe would make it wait. Reading may raise what
-    `explain` understands.
+    Raises TextError, also for what is no regular file. Reading may raise what `explain` understands.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise TextError(path, "not a file")
     try:
         packed = BoundedReader(path, times=PACKED_TIMES)
         return io.TextIOWrapper(packed, _encoding(packed.peek(4)[:4]))

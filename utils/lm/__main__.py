@@ -7,6 +7,11 @@
 The exit status is 0, or 2 where a flag or a file is wrong.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import sys
 from collections import Counter

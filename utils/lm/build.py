@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UsageError
+from utils.files.folders import remove_abandoned
 from utils.lm.kneser_ney import FALLBACK_DISCOUNT, BackoffModel, Corpus
 from utils.lm.ngram import SPACE, arpa_lines, open_model, read_words
 
@@ -22,8 +23,10 @@ OUTPUTS = (".arpa", ".arpa.gz")
 def staging_folder(output: Path) -> Iterator[Path]:
     """Makes a temporary folder next to an output file, whose name is that of errors in writing there."""
     output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}."
+    remove_abandoned(output.parent, prefix)
     try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix) as folder:
             yield Path(folder)
     except OSError as error:
         error.filename, error.filename2 = str(output), None
@@ -56,17 +59,16 @@ def estimate(corpus: Corpus, order: int, threshold: float) -> BackoffModel:
 def install(arpa: Path, output: Path) -> None:
     """Moves an ARPA file to its name, packed where that ends in .gz, and its binary next to it."""
     binary = write_binary(arpa)
+    for suffix in (".words", ".binary"):
+        sibling(output, suffix).unlink(missing_ok=True)  # of an earlier model: it would be taken for this one's
     if output.suffix == ".gz":
         packed = arpa.with_name("packed")
         with open(arpa, "rb") as source, gzip.open(packed, "wb", compresslevel=6) as target:
             shutil.copyfileobj(source, target, 1 << 20)
         arpa = packed
     os.replace(arpa, output)
-    for suffix in (".words", ".binary"):
-        if binary:
-            os.replace(binary.with_suffix(suffix), sibling(output, suffix))
-        else:
-            sibling(output, suffix).unlink(missing_ok=True)  # of an earlier model: it would be taken for this one's
+    for suffix in (".words", ".binary") if binary else ():
+        os.replace(binary.with_suffix(suffix), sibling(output, suffix))
 
 
 def sibling(output: Path, suffix: str) -> Path:

@@ -6,6 +6,11 @@ Programs draw by `render` or `diagnostic_images`, which use matplotlib's own sty
 says, take no text for a formula, and leave out what cannot be drawn: no figure ends a run.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import io
 import json
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from utils.errors import printable
+from utils.errors import UsageError, one_line_errors, printable
 from utils.types import Batch
 
 if TYPE_CHECKING:
@@ -183,20 +188,27 @@ def surface_figure(rates: dict[tuple[float, ...], float], names: list[str], best
 
 
 def read_history(path: Path) -> list[dict]:
-    """Returns the rows of a run's `history.jsonl`, the last one of an epoch that a resumed run repeated."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return list({row["epoch"]: row for row in rows}.values())
+    """Returns the rows of a run's `history.jsonl`, the last one of an epoch that a resumed run repeated.
+
+    Raises UsageError where the file holds something else, and OSError.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return list({row["epoch"]: row for row in rows}.values())
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{path}: not the history.jsonl of a run ({printable(error, 100)})") from None
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Draws the curves of the runs that the command line names."""
-    parser = argparse.ArgumentParser(description="Draws the curves of runs.")
+    parser = argparse.ArgumentParser(prog="utils.report.plots", description="Draws the curves of runs.")
     parser.add_argument("history", nargs="+", type=Path)
     parser.add_argument("--output", required=True, type=Path)
-    args = parser.parse_args()
-    figure = curve_figure({path.parent.name: read_history(path) for path in args.history})
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output, dpi=100)
+    with one_line_errors(parser.prog):
+        args = parser.parse_args(argv)
+        figure = curve_figure({path.parent.name: read_history(path) for path in args.history})
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.output, dpi=100)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 
+from utils.errors import printable
 from utils.types import Transcript, Word
 
 LINE = 42  # most characters in a line of a subtitle, as broadcasters have it
@@ -77,7 +78,8 @@ class TsvWriter(Writer):
 
     def format(self, transcript: Transcript) -> str:
         """Returns the lines of the words; times are in seconds."""
-        return "\n".join(f"{transcript.audio}\t{word.start:.3f}\t{word.end:.3f}\t{word.confidence:.4f}\t{word.word}"
+        audio = printable(transcript.audio)  # a tab in it would be one column more
+        return "\n".join(f"{audio}\t{word.start:.3f}\t{word.end:.3f}\t{word.confidence:.4f}\t{word.word}"
                          for word in transcript.words)
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from utils.checkpoint.reading import BEST
 from utils.errors import UsageError
 from utils.files.atomic import atomic_write
+from utils.process import is_first_process
 from utils.training.signals import is_between_steps
 
 
@@ -76,6 +77,9 @@ class BestCheckpoints(ScoredCheckpoints):
         """Takes the scores, if they were measured on the same validation sets."""
         if state_dict["val_sets"] == self.val_sets:
             super().load_state_dict(state_dict)
+        elif is_first_process():
+            before = " ".join(state_dict["val_sets"])
+            print(f"--val_sets were {before}: the best checkpoints are chosen anew", flush=True)
 
     @property
     def best(self) -> Path:

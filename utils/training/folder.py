@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from utils.errors import UsageError
-from utils.files.atomic import atomic_write
+from utils.files.atomic import PARTS, atomic_write
 from utils.files.locks import exclusive_folder
 from utils.metrics import ErrorCounts
 from utils.process import git_revision, is_first_process
@@ -39,6 +39,8 @@ def output_folder(args: argparse.Namespace) -> Iterator[None]:
         with exclusive_folder(folder) as locked:
             if not locked:
                 print(f"{folder}: its file system has no locks, so a second run in it would not be noticed")
+            for part in folder.glob(f"checkpoints/{PARTS}") if locked else ():  # of a run that was killed
+                part.unlink(missing_ok=True)
             yield
     except BlockingIOError:
         raise UsageError(f"{folder} is in use by another run: choose another --output_dir") from None

@@ -10,6 +10,7 @@ from utils.errors import UsageError
 RANKS = {  # by who sets them: the number of processes, then the variables that number one of them
     "a launcher": ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"),
     "SLURM": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS_PER_NODE"),
+    "LSF": ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK"),
 }
 
 
@@ -42,7 +43,8 @@ def forget_other_launchers(devices: Devices) -> None:
 
     A terminal that was opened in a job keeps that job's variables for ever, by which Lightning would take this
     process for another one's companion, and wait for it. Must come before Lightning is imported.
-    Raises UsageError where SLURM started another number of processes than the flags ask for.
+    Raises UsageError where SLURM started another number of processes than the flags ask for, or nothing starts those
+    on other nodes: this process would wait for them.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which sets all of them
         return
@@ -59,4 +61,9 @@ def forget_other_launchers(devices: Devices) -> None:
         if strange:
             print(f"left in the environment by {who} of something else, and ignored: {values}")
     if devices.nodes == 1 and not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_NTASKS")):
-        os.environ.pop("MASTER_ADDR", None)
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+    launched = ("MASTER_ADDR", *(size for size, *_ in RANKS.values()))
+    if devices.nodes > 1 and not any(name in os.environ for name in launched):
+        raise UsageError(f"--nodes {devices.nodes}: nothing starts the other nodes: take torchrun or srun as in "
+                         "docs/clusters.md, or set MASTER_ADDR and NODE_RANK")

@@ -40,6 +40,8 @@ def check_optimizer(args: argparse.Namespace, path: Path, checkpoint: dict) -> N
         raise UsageError(f"--optimizer was {before!r}, is {args.optimizer!r}: {path} holds the state of the first")
     if "current_model_state" in checkpoint and not args.ema_decay:
         say(f"{path}: training goes on from the moving average of the weights; without --ema_decay no other is kept")
+    if args.ema_decay and "current_model_state" not in checkpoint:
+        say(f"{path}: the moving average of the weights begins here")
 
 
 def check_frozen(args: argparse.Namespace, path: Path, checkpoint: dict) -> None:

@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # of a scheduler, of Ctrl-C, of SLURM's --signal=USR1
+# of a scheduler, of Ctrl-C, of SLURM's --signal=USR1, of a terminal that is closed
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -19,11 +20,11 @@ class Interrupted(BaseException):
 
 
 class StopOnSignal(Callback):
-    """Ends training after the optimiser step under way, at a checkpoint, on SIGTERM, SIGINT (Ctrl-C) and SIGUSR1.
+    """Ends training after the optimiser step under way, at a checkpoint, on any of SIGNALS.
 
     While validation sets are evaluated the run goes on to their end, where the epoch's own checkpoint is written. With
     several processes the signal may reach any of them, or all at different steps: after each step they agree, over the
-    CPUs. A second signal ends the process at once.
+    CPUs. A second signal ends the process at once, but for SIGHUP, of which a terminal may send several.
     """
 
     def __init__(self, path: Path):
@@ -38,12 +39,13 @@ class StopOnSignal(Callback):
 
     def _install(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._receive)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` asks
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
-        if self.received:
+        if self.received and number != signal.SIGHUP:
             raise Interrupted(number)
-        self.received = number
+        self.received = self.received or number
 
     def _agree(self, trainer) -> int:
         """Returns the signal that any process has received, or 0."""
