@@ -24,7 +24,7 @@ import shlex
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, groupby
 from pathlib import Path
@@ -41,7 +41,7 @@ from utils.checkpoint.reading import find_checkpoint, network_weights, original_
 from utils.cli.config import parse_with_config
 from utils.cli.decoding import own_decoding
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
-from utils.cli.values import nonnegative_int, positive_int
+from utils.cli.values import nonnegative_int, positive_int, thread_count
 from utils.decoding.decoder import Decoder
 from utils.decoding.options import DecodingOptions
 from utils.decoding.tune import TuningOptions, build_grid
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--worst", type=nonnegative_int, default=20, help="utterances with sound and figures there")
     parser.add_argument("--limit", type=positive_int, help="utterances per split, spread over it, for a quick look")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads; all cores by default")
     parser.add_argument("--config", help="YAML file of flags; the command line wins")
     add_constructor_flags(parser, DataOptions, title="data", aliases={"num_workers": "-w"})
     add_constructor_flags(parser, DecodingOptions, title="decoding", aliases={"beam_size": "beam_width"})
@@ -123,7 +123,7 @@ def decoding_options(args: argparse.Namespace) -> dict[str, DecodingOptions]:
     if options.decoder == "greedy":
         return {"greedy": options}
     name = f"beam {options.beam_size}" + (f" + {Path(options.lm).name}" if options.lm else "")
-    greedy = replace(options, decoder="greedy", lm=None, hotwords=[], nbest=1, beam_size=1)
+    greedy = DecodingOptions(beam_size=1)
     return {"greedy": greedy, name: options} if args.compare_greedy else {name: options}
 
 
@@ -156,6 +156,7 @@ def build_systems(args: argparse.Namespace, stack: ExitStack) -> list[System]:
     """
     systems, options = [], decoding_options(args)
     for checkpoint, (weights, network) in load_networks(args).items():
+        list(options.values())[-1].note_idle(network.name, network.autoregressive)
         for name, decoding in options.items():
             decoder = stack.enter_context(Decoder(decoding, network.tokenizer))
             name = f"{checkpoint} {name}" if len(args.checkpoint) > 1 else name

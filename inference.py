@@ -30,7 +30,7 @@ from utils.cli.config import parse_with_config
 from utils.cli.decoding import own_decoding
 from utils.cli.parser import OneLineParser, add_constructor_flags
 from utils.cli.recordings import find_recordings, output_stems, readable_paths
-from utils.cli.values import positive_float, positive_int
+from utils.cli.values import positive_float, positive_int, thread_count
 from utils.decoding.options import DecodingOptions
 from utils.errors import UsageError, UserError, one_line_errors, printable
 from utils.files.atomic import atomic_write
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--segment_seconds", type=positive_float, default=15.0,
                         help="longest piece for an attention model: about the longest that it was trained on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads; all cores by default")
     parser.add_argument("--config", help="YAML file of flags, such as `evaluate.py --tune` writes")
     add_constructor_flags(parser, DecodingOptions, title="decoding", aliases={"beam_size": "beam_width"})
     return parser
@@ -66,6 +66,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parse_with_config(parser, argv)
     if bool(args.audio) == args.stream:
         raise UsageError("give either --audio FILES or --stream")
+    if args.stream and (args.output_dir or args.output_format != "txt" or args.decoder != "greedy"):
+        raise UsageError("--stream writes text to standard output, as it comes and by greedy decoding: leave out "
+                         "--decoder, --output_dir and --output_format")
     if args.output_format == "all" and not args.output_dir:
         raise UsageError("--output_format all needs --output_dir")
     network = args.checkpoint or (STREAMING if args.stream else DEFAULT)
@@ -79,6 +82,7 @@ def build_transcriber(args: argparse.Namespace) -> Transcriber:
     """Loads the network and what its decoder needs. Raises UserError."""
     options = DecodingOptions.from_flags(args)
     network = Recognizer.from_checkpoint(args.checkpoint, find_device(args.device))
+    options.note_idle(network.name, network.autoregressive)
     try:
         return Transcriber(network, options, batch_size=args.batch_size, segment_seconds=args.segment_seconds)
     except UserError:

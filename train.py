@@ -64,12 +64,32 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model = str(model or (read_yaml(config).get("model") if config else None) or DEFAULT_MODEL)
     if model not in Recognizer.registry:
         raise UsageError(f"{where}: {model!r} is none of {', '.join(sorted(Recognizer.registry))}")
-    args = parse_with_config(build_parser(model), argv)
+    parser = build_parser(model)
+    args = parse_with_config(parser, argv)
     if args.vocab_size and args.tokenizer != "bpe":
         raise UsageError(f"--vocab_size {args.vocab_size}: goes with --tokenizer bpe")
+    if is_first_process():
+        note_idle_flags(args, parser)
     if args.output_dir is None:
         args.output_dir = str(Path("runs", Path(args.config).stem if args.config else args.model))
     return args
+
+
+IDLE = {  # flags, and what they need to have an effect
+    "n_mfcc": ("features", "mfcc"), "mingru_scan": ("rnn_type", "mingru"), "lookahead": ("bidirectional", False)}
+
+
+def note_idle_flags(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Names on standard error the flags of the network that were given and do nothing, or not what they say."""
+    given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    for name, (other, needed) in IDLE.items():
+        if name in given and getattr(args, other) != needed:
+            flag = f"--{other} {needed}" if needed else f"--no-{other}"
+            print(f"note: --{name} {given[name]} has no effect without {flag}", file=sys.stderr, flush=True)
+    bins = args.n_mfcc if args.features == "mfcc" else args.n_mels
+    if given.get("freq_width", 0) > bins:
+        print(f"note: --freq_width {args.freq_width}: there are {bins} bins, so a mask may cover all of them",
+              file=sys.stderr, flush=True)
 
 
 def find_vocabulary(args: argparse.Namespace, saved: dict) -> list[str] | None:

@@ -18,8 +18,10 @@ from utils.cli.values import (
     name_and_factor,
     nonnegative_int,
     positive_float,
+    positive_int,
     share,
     steps_or_minutes,
+    thread_count,
     weighted_name,
 )
 from utils.errors import UsageError
@@ -151,6 +153,20 @@ def test_names_with_factors():
     assert [name_and_factor(text) for text in ("a", "a/b.jsonl*3", "a*.5", "a*1e3")] == [
         ("a", 1.0), ("a/b.jsonl", 3.0), ("a", 0.5), ("a", 1000.0)]
     assert weighted_name("a*0.5") == "a*0.5"
+
+
+@pytest.mark.parametrize("text", ["-1e2", "-1E+2", "-100", "-100.0"])
+def test_negative_numbers_in_every_form(text):
+    """argparse would take one with an exponent for a flag."""
+    assert toy_parser().parse_args(["--rate", text]).rate == -100
+
+
+def test_counts_beyond_reason_are_refused():
+    """Packages would answer with an OverflowError, or with gigabytes of threads."""
+    for kind in (positive_int, nonnegative_int, thread_count):
+        assert kind("7") == 7
+        with pytest.raises(ArgumentTypeError):
+            kind("1" + "0" * 30)
 
 
 def test_counts_shares_and_intervals():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from utils.decoding.ctc import greedy_decode
+from utils.decoding.options import DecodingOptions
 from utils.metrics import ErrorCounts, count_errors
 
 
@@ -46,3 +47,21 @@ def test_error_rates_refuse_nonsense():
         count_errors(["a"], ["a", "b"])
     assert count_errors(["", "a"], ["b c", "a"]).word_errors == 2
     assert count_errors([], []) == ErrorCounts()
+
+
+@pytest.mark.parametrize(("options", "ctc", "attention"), [
+    ({}, [], []), ({"beam_size": 5}, ["beam_size"], ["beam_size"]),
+    ({"decoder": "beam", "beam_size": 5, "decoder_backend": "pyctcdecode"}, [], ["decoder_backend"]),
+    ({"decoder": "beam", "alpha": 2, "beta": 3}, ["alpha", "beta"], ["alpha", "beta"]),
+    ({"decoder": "beam", "lm": "a", "alpha": 2, "beta": 3, "lm_fusion": "rescore"}, ["lm_fusion"], ["beta"]),
+    ({"decoder": "beam", "hotword_weight": 3}, ["hotword_weight"], ["hotword_weight"]),
+    ({"decoder": "beam", "hotwords": ["b"], "hotword_weight": 3}, [], ["hotwords", "hotword_weight"]),
+    ({"ctc_score_weight": 0.5, "coverage_weight": 1.0}, ["coverage_weight", "ctc_score_weight"], []),
+    ({"skip_blanks": 0.9}, ["skip_blanks"], ["skip_blanks"])], ids=str)
+def test_options_without_effect_are_named(capsys, options, ctc, attention):
+    """With a CTC and with an attention network."""
+    options = DecodingOptions(**options)
+    assert (options.idle(False), options.idle(True)) == (ctc, attention)
+    options.note_idle("las", True)
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: --{', --'.join(attention)} without effect: a las network") if attention else not said

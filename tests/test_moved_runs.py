@@ -94,7 +94,7 @@ def test_scores_of_files_that_are_gone_are_forgotten(tmp_path):
         assert latest.kth_value == kept[0] and Path(latest.best_model_path).name == "recent003.ckpt"
 
 
-def test_other_validation_sets_choose_anew(tmp_path):
+def test_other_validation_sets_choose_anew(tmp_path, capsys):
     """The val WER on some sets says nothing about that on others."""
     def best_of(*val_sets: str) -> BestCheckpoints:
         callback = BestCheckpoints(tmp_path, 3)
@@ -110,6 +110,7 @@ def test_other_validation_sets_choose_anew(tmp_path):
         after = best_of(*val_sets)
         after.load_state_dict(before.state_dict())
         assert list(after.best_k_models) == kept
+    assert capsys.readouterr().out == "--val_sets were dev test: the best checkpoints are chosen anew\n"
     assert not (tmp_path / "best.ckpt").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import matplotlib.figure
 import pytest
@@ -12,6 +13,7 @@ from training_runs import arguments, run
 import train
 from utils.errors import UsageError
 from utils.training.launch import RANKS, Devices, forget_other_launchers
+from utils.training.loggers import build_logger
 
 
 @pytest.fixture
@@ -110,6 +112,13 @@ def test_samples_that_cannot_be_written_are_named_once(tmp_path, capsys):
     (tmp_path / "run" / "samples").write_text("a file, no folder")
     train.main(arguments(tmp_path / "run", "--epochs", "2", "--test_sets"))
     assert capsys.readouterr().err.count("note: writing samples failed, training goes on without (FileExistsError") == 1
+
+
+def test_a_folder_that_tensorboard_cannot_write_to_is_refused(tmp_path):
+    """It takes names in UTF-8 alone."""
+    with pytest.raises(UsageError, match="--logger tensorboard cannot be used here: 'utf-8' codec can't encode"):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+        build_logger("tensorboard", output_dir=folder, project="", name="")
 
 
 def test_a_logger_that_is_missing_is_refused(tmp_path, monkeypatch, capsys):

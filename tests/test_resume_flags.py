@@ -119,6 +119,9 @@ def test_the_average_that_is_given_up_is_named(tmp_path, capsys):
     train.main(arguments(output, "--epochs", "1", "--ema_decay", "0.9", "--test_sets"))
     train.main(arguments(output, "--epochs", "2", "--test_sets", "--checkpoint_path", "auto"))
     assert "training goes on from the moving average of the weights" in capsys.readouterr().out
+    train.main(arguments(output, "--epochs", "3", "--ema_decay", "0.9", "--test_sets", "--checkpoint_path", "auto"))
+    said = capsys.readouterr()
+    assert "the moving average of the weights begins here" in said.out and "Warn" not in said.err
 
 
 def test_patience_applies(tmp_path, capsys):

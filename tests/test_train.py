@@ -206,6 +206,19 @@ def test_a_run_that_cannot_start_says_why_in_one_line(tmp_path, capsys, flags, m
     assert message in line and "Traceback" not in error
 
 
+@pytest.mark.parametrize(("flags", "needs"), [
+    (["--n_mfcc", "13"], "--features mfcc"), (["--mingru_scan", "log"], "--rnn_type mingru"),
+    (["--lookahead", "5"], "--no-bidirectional"), (["--freq_width", "90"], "there are 80 bins")])
+def test_flags_without_effect_are_named(capsys, flags, needs):
+    """Those that have one, and defaults, are not."""
+    train.parse_arguments(["--rnn_type", "gru", *flags])
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {' '.join(flags)}") and needs in said and len(said.splitlines()) == 1
+    train.parse_arguments(["--features", "mfcc", "--rnn_type", "mingru", "--no-bidirectional", "--n_mels", "90",
+                           "--n_mfcc", "90" if flags[0] == "--freq_width" else "40", *flags])
+    assert not capsys.readouterr().err
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     """A checkpoint is data: nothing in it is run."""
 

@@ -71,7 +71,7 @@ def quiet_packages() -> None:
                     ".*your dataloader is not resumable.*", ".*callbacks used to create the checkpoint need.*",
                     ".*recommended to use `self.log.*sync_dist=True.*", ".*Using `DistributedSampler`.*",
                     ".*suggested max number of worker.*", ".*not created with WeightAveraging.*"):
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f"(?s){message}")  # a path in it may have a line end
 
 
 def is_first_process() -> bool:

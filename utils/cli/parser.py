@@ -10,6 +10,7 @@ in YAML, names no file in an error, and needs 0.2 s more to start than argparse 
 """
 
 import argparse
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
+        self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$", re.IGNORECASE)  # argparse: no exponents
 
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(message)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 MOST_TIMES = 1000  # that an epoch may have a training set; more is a slip of the hand
 
+LARGEST = (1 << 32) - 1  # of counts and seeds: what is beyond is more than packages take
+
 
 def _number(kind: type, rule: str, holds: Callable[[float], bool]) -> Callable[[str], int | float]:
     """Returns an argparse type: a number of this kind for which the rule holds."""
@@ -26,8 +28,9 @@ nonnegative_float = _number(float, "at least 0 and finite", lambda value: 0 <= v
 share = _number(float, "at least 0 and below 1", lambda value: 0 <= value < 1)
 probability = _number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 decibels = _number(float, "from -100 to 100", lambda value: -100 <= value <= 100)
-positive_int = _number(int, "at least 1", lambda value: value >= 1)
-nonnegative_int = _number(int, "at least 0", lambda value: value >= 0)
+positive_int = _number(int, f"at least 1 and at most {LARGEST}", lambda value: 1 <= value <= LARGEST)
+nonnegative_int = _number(int, f"at least 0 and at most {LARGEST}", lambda value: 0 <= value <= LARGEST)
+thread_count = _number(int, "1 to 1024", lambda value: 1 <= value <= 1024)
 _proportion = _number(float, "a whole number, or a share between 0.0 and 1.0", lambda value: 0 <= value <= 1)
 
 

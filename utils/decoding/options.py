@@ -1,6 +1,7 @@
 """How texts are chosen from a network's outputs: the options that `inference.py` and `evaluate.py` share."""
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -8,6 +9,9 @@ from utils.errors import UsageError
 
 LIMITS = {"beam_size": (1, math.inf), "nbest": (1, math.inf), "alpha": (0, math.inf), "length_power": (0, math.inf),
           "coverage_weight": (0, math.inf), "ctc_score_weight": (0, 1)}
+
+CTC_ONLY = ("beta", "beam_prune_logp", "token_min_logp", "skip_blanks", "hotwords", "hotword_weight", "decoder_backend")
+ATTENTION_ONLY = ("length_power", "coverage_weight", "ctc_score_weight", "lm_fusion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,21 @@ class DecodingOptions:
     def from_flags(cls, args) -> "DecodingOptions":
         """Returns the options among the attributes of `args`, a parsed command line. Raises UsageError."""
         return cls(**{one.name: getattr(args, one.name) for one in fields(cls)})
+
+    def note_idle(self, network: str, autoregressive: bool) -> None:
+        """Names on standard error the options that were given and do nothing with a network of this name and kind."""
+        if idle := self.idle(autoregressive):
+            print(f"note: --{', --'.join(idle)} without effect: a {network} network, --decoder {self.decoder}"
+                  f"{'' if self.lm else ', no --lm'}", file=sys.stderr, flush=True)
+
+    def idle(self, autoregressive: bool) -> list[str]:
+        """Returns the options that differ from their defaults and do nothing with a network of this kind."""
+        given = [one.name for one in fields(self) if getattr(self, one.name) not in (one.default, [])]
+        needs = {"alpha": self.lm, "beta": self.lm, "lm_fusion": self.lm, "hotword_weight": self.hotwords}
+        idle = {*(CTC_ONLY if autoregressive else ATTENTION_ONLY), *(name for name in needs if not needs[name])}
+        if self.decoder == "greedy":
+            idle.update(("beam_size", "length_power") if autoregressive else given)
+        return [name for name in given if name in idle]
 
     def __post_init__(self):
         """Raises UsageError that names the flag."""

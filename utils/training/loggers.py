@@ -27,7 +27,8 @@ def build_logger(kind: str, *, output_dir: Path, project: str, name: str, resume
         else:
             cls = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}[kind]
             logger = cls(save_dir=output_dir, name=kind)
-    except (ImportError, TypeError, AttributeError) as error:  # a package that is missing, or does not fit another
+            logger.experiment  # noqa: B018 (makes its files)
+    except (ImportError, TypeError, AttributeError, ValueError) as error:  # a package is missing, or does not fit
         raise UsageError(f"--logger {kind} cannot be used here: {error}") from None
     for method in LOGGING:
         setattr(logger, method, dispensable("the logger")(getattr(logger, method)))

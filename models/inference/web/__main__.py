@@ -15,7 +15,7 @@ import torch
 from models.inference.web.systems import Limits, build_systems, find_streaming, load_networks
 from utils.checkpoint.pretrained import DEFAULT, network_names
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
-from utils.cli.values import positive_int
+from utils.cli.values import positive_int, thread_count
 from utils.errors import UsageError, one_line_errors
 from utils.process import find_device
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines too")
     parser.add_argument("--port", type=positive_int, default=7860)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="e.g. cpu, cuda:1")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads; all cores by default")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads; all cores by default")
     add_constructor_flags(parser, Limits, title="limits")
     return parser
 
