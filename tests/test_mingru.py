@@ -1,13 +1,7 @@
-"""minGRU against the paper's recurrence in float64: every form, both directions, padding, gradients, kernels."""
-
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
+"""minGRU against the paper's recurrence in float64: every form, both directions, padding, gradients."""
 
 import pytest
 import torch
-from conftest import ROOT
 
 from models.components.masks import mask_frames, reverse_frames
 from models.components.recurrent import RecurrentLayer
@@ -18,7 +12,6 @@ from models.mingru.tiled import TiledScan, advance
 
 SIZES = [(1, 1, 1), (2, 2, 3), (3, 7, 5), (2, 64, 4), (2, 257, 8), (1, 1500, 4)]
 PADDED = [((3, 9, 5), (9, 1, 6)), ((2, 1, 3), (1, 1)), ((4, 70, 2), (33, 70, 1, 32)), ((2, 12, 3), (7, 5))]
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
 def inputs(size, scale=3.0, dtype=torch.float64):
@@ -217,47 +210,3 @@ def test_candidates_are_positive_and_continuous():
 def test_parameters_are_two_matrices():
     """Linear_z and Linear_h, as in the paper: 2 H (D + 1), a third of what a GRU's inputs take."""
     assert sum(p.numel() for p in MinGRU(7, 5).parameters()) == 2 * 5 * (7 + 1)
-
-
-def run_here(program: str, **environment) -> None:
-    """A process of its own: Triton reads its variables when it is imported."""
-    paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-    result = subprocess.run([sys.executable, "-c", paths + program], cwd=ROOT, capture_output=True, text=True,
-                            timeout=200, env={**os.environ, **environment})
-    assert result.returncode == 0, result.stderr[-2000:]
-
-
-@needs_triton
-def test_triton_kernels_interpreted():
-    """Tiles full, begun and empty, lengths of 1, channels beyond a block; the interpreter cuts off to bfloat16."""
-    run_here("""
-from test_mingru import *
-from models.mingru import triton as mingru_triton
-mingru_triton.BLOCK_T, mingru_triton.BLOCK_H = 8, 4
-for size, lengths in [((3, 17, 5), (17, 1, 8)), ((2, 1, 2), (1, 1)), ((1, 12, 3), (7,))]:
-    assert_is_the_papers(mingru_triton.TritonScan.apply, size, lengths)
-assert_is_the_papers(mingru_triton.TritonScan.apply, (1, 9, 2), (8,), torch.bfloat16, atol=0.1, rtol=0.05)
-one = 3 * torch.randn(1, 9, 1, 2, 2)
-for found, expected in zip(with_gradient(mingru_triton.TritonScan.apply, one, None),
-                           with_gradient(TiledScan.apply, one, None), strict=True):
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-""", TRITON_INTERPRET="1")
-
-
-@needs_triton
-def test_triton_kernels_compile_for_cuda():
-    """To machine code for compute capability 9.0, which needs no GPU, with registers for 4 programs a processor."""
-    run_here("""
-import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from models.mingru import triton as mingru_triton
-for kernel in (mingru_triton._forward_kernel, mingru_triton._backward_kernel):
-    types = {"lengths": "*i64", "frames": "i32", "hidden": "i32"}
-    signature = {name: "constexpr" if name.isupper() else types.get(name, "*bf16") for name in kernel.arg_names}
-    constants = {"DIRECTIONS": 2, "BLOCK_T": mingru_triton.BLOCK_T, "BLOCK_H": mingru_triton.BLOCK_H,
-                 "EXACT": tl.float32}
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
-    compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=mingru_triton.OPTIONS)
-    assert ".maxnreg 128" in compiled.asm["ptx"] and compiled.asm["cubin"]
-""")

@@ -1,15 +1,13 @@
 """minGRU's linear scan as one autograd function: Triton kernels on CUDA, tiles in PyTorch elsewhere."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.mingru.kernels import are_right, has_kernels
 from models.mingru.tiled import TiledScan
-
-USE_TRITON = find_spec("triton") is not None and torch.version.cuda is not None  # on CUDA; ROCm is not tested
 
 
 def fused_scan(kv: Tensor, lengths: Tensor | None) -> Tensor:
@@ -20,7 +18,7 @@ def fused_scan(kv: Tensor, lengths: Tensor | None) -> Tensor:
             its first.
         lengths: (B,) frames; None where there is no padding. Padding has states of zero.
     """
-    if kv.is_cuda and USE_TRITON:
+    if has_kernels(kv) and are_right(kv.device, kv.dtype, directions=kv.shape[2], hidden=kv.shape[4]):
         from models.mingru.triton import TritonScan
 
         return TritonScan.apply(kv, lengths)

@@ -7,6 +7,7 @@ gates again, and writes dL/dk and dL/dv. So inputs and outputs are the only tens
 The second direction, and the backward pass of the first, begin at the utterance's own last frame by the way
 frames are indexed. The forward pass reads the next tile while it scans one.
 
+`models/mingru/kernels.py` compares them with the tiles before they are used.
 `TRITON_INTERPRET=1`, set before Triton is imported, runs the kernels on CPU tensors.
 """
 
@@ -88,7 +89,7 @@ def _store(pointer, values, frame, frames, channel, hidden, stride):
     tl.store(pointer + frame[:, None] * stride + channel[None, :], values, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames"])  # one kernel for every length
 def _forward_kernel(kv, lengths, h, frames, hidden, DIRECTIONS: tl.constexpr, BLOCK_T: tl.constexpr,
                     BLOCK_H: tl.constexpr, EXACT: tl.constexpr):
     batch, direction = tl.program_id(0) // DIRECTIONS, tl.program_id(0) % DIRECTIONS
@@ -115,7 +116,7 @@ def _forward_kernel(kv, lengths, h, frames, hidden, DIRECTIONS: tl.constexpr, BL
         step, frame, k, v = next_step, next_frame, next_k, next_v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames"])  # one kernel for every length
 def _backward_kernel(kv, lengths, h, grad_h, grad_kv, frames, hidden, DIRECTIONS: tl.constexpr,
                      BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, EXACT: tl.constexpr):
     """Runs against the direction: G_t = dL/dh_t + (1 - z_{t+1}) G_{t+1}, then dL/dk and dL/dv from G."""
