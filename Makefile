@@ -19,7 +19,7 @@ RUN := runs/$(MODEL)_demo
 
 install: .venv/installed
 
-.venv/installed: requirements.txt requirements-dev.txt requirements-demo.txt
+.venv/installed: requirements.txt requirements-dev.txt requirements-demo.txt requirements-export.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 		{ echo "Python 3.11 to 3.14 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv

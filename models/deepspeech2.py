@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.components.convolution import ConvFrontend, LookaheadConv
 from models.components.masks import Lengths, mask_frames
 from models.components.recurrent import Norm, RecurrentBlock, RNNType
-from models.components.streaming import StreamingEncoder, StreamingError
+from models.components.streaming import StreamingEncoder, StreamingError, StreamingStep
 from models.ctc import CTCRecognizer, Encoding
 from models.mingru.layer import ScanType
 
@@ -73,4 +73,9 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         flags += ["--feature_norm global"] if self.features.feature_norm == "utterance" else []
         if flags:
             raise StreamingError(f"this network needs the whole recording; train with {' '.join(flags)}")
-        return StreamingEncoder(self)
+        step = StreamingStep(self)
+        # Beyond as many frames the convolutions see nothing: one per convolution at the CTC frames' rate, and two for
+        # the stem and the analysis window.
+        context = 2 + 2 * len(self.cnn.blocks)
+        return StreamingEncoder(step, step.initial(), frame=self.ctc_frame_samples, context=context,
+                                lookahead=0 if self.lookahead is None else self.lookahead.context)

@@ -5,6 +5,8 @@ A network is one file with one subclass, imported in `models/__init__.py`. One t
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from models.components.features.base import FeatureNorm
 from models.components.masks import Lengths
 from models.components.specaugment import SpecAugment
 from models.loading import load_network
+from utils.checkpoint.reading import find_checkpoint
 from utils.decoding.decoder import Decoder
 from utils.decoding.options import DecodingOptions
 from utils.options import constructor_options
@@ -46,6 +49,7 @@ class Recognizer(nn.Module, ABC):
     """
 
     registry: dict[str, type["Recognizer"]] = {}
+    formats: dict[str, Callable[[Path], "Recognizer"]] = {}  # by suffix, what reads files that are no checkpoints
     losses: tuple[str, ...] = ("loss",)  # the names of what `loss` returns
     autoregressive = False  # whether each token is predicted from those before it, rather than by CTC
     time_stride: int  # feature frames per CTC frame; set by the network's constructor
@@ -127,6 +131,11 @@ class Recognizer(nn.Module, ABC):
         return int(self.output_lengths(self.features.lengths(samples)))
 
     @property
+    def device(self) -> torch.device:
+        """Returns where the network computes."""
+        return self.features.mean.device
+
+    @property
     def ctc_frame_samples(self) -> int:
         """Returns the samples from one CTC frame to the next; frame t is centred on sample t times as many."""
         return self.features.hop * self.time_stride
@@ -146,6 +155,10 @@ class Recognizer(nn.Module, ABC):
     def from_checkpoint(path, device: str | torch.device = "cpu") -> "Recognizer":
         """Returns the network of a checkpoint, or a pretrained one by its name, in evaluation mode.
 
-        Raises CheckpointError in one line.
+        One that another program runs, such as that of an ONNX file, stays on the CPU. Raises CheckpointError in one
+        line.
         """
+        path = find_checkpoint(path)
+        if (read := Recognizer.formats.get(path.suffix)) is not None:
+            return read(path)
         return load_network(path, Recognizer.build, Recognizer.registry).eval().to(device)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
-from models.components.masks import length_mask, reverse_frames
+from models.components.masks import length_mask, mask_frames, reverse_frames
 from models.mingru.fused import exclude_scan_from_compile, fused_directions
 from models.mingru.layer import MinGRU, ScanType
 
@@ -24,6 +24,8 @@ class SequenceBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns the normalised (B, T, H) frames; padding becomes 0."""
+        if not self.training:  # elementwise then, as `nn.BatchNorm1d` is
+            return mask_frames(super().forward(x.transpose(1, 2)).transpose(1, 2).to(x.dtype), lengths)
         valid = length_mask(lengths, x.shape[1])
         out = torch.zeros_like(x)
         out[valid] = super().forward(x[valid]).to(x.dtype)
@@ -60,6 +62,8 @@ class RecurrentLayer(EncoderLayer):
         super().__init__()
         self.forwards = build_rnn(rnn_type, input_size, hidden_size, scan)
         self.backwards = build_rnn(rnn_type, input_size, hidden_size, scan) if bidirectional else None
+        state = 1, 1, hidden_size
+        self.state_shapes = {"mingru": [state[1:]], "gru": [state], "lstm": [state, state]}[rnn_type]  # of one stream
 
     def compile(self, *args, **kwargs) -> None:
         """Compiles the layer, all but minGRU's scan."""
@@ -98,9 +102,11 @@ class RecurrentBlock(RecurrentLayer):
         """Returns (B, T, directions * hidden_size) of (B, T, input_size)."""
         return self.dropout(super().forward(F.gelu(self.norm(x, lengths)), lengths))
 
-    def step(self, x: Tensor, state) -> tuple[Tensor, object]:
+    def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns outputs for the next frames of one stream, (1, T, input_size), and the state after them.
 
-        Only for a layer in one direction. `state` is what the call before returned, None at first.
+        Only for a layer in one direction. `state` is what the call before returned, at first zeros of `state_shapes`.
         """
-        return self.forwards(F.gelu(self.norm(x, torch.tensor([x.shape[1]], device=x.device))), state)
+        lengths = torch.full((1,), x.shape[1], device=x.device)
+        out, state = self.forwards(F.gelu(self.norm(x, lengths)), state if len(state) > 1 else state[0])
+        return out, *(state if isinstance(state, tuple) else [state])

@@ -4,9 +4,11 @@ Convolutions see a bounded number of frames on both sides, so they run over wind
 of a recurrent layer after a frame is all that it keeps of the past. The row convolution waits for its future frames.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import UserError
 
@@ -15,59 +17,86 @@ class StreamingError(UserError):
     """A network that needs the whole recording."""
 
 
-class StreamingEncoder:
-    """One stream through the encoder of a unidirectional Deep Speech 2.
+class StreamingStep(nn.Module):
+    """What a unidirectional Deep Speech 2 computes for the next frames of a stream, from the states before them.
 
     Args:
-        network: has the layers `cnn`, `project`, `rnn` and `lookahead`.
+        network: has the layers `features`, `cnn`, `project`, `rnn`, `lookahead` and `head`.
     """
 
     def __init__(self, network):
+        super().__init__()
         self.network = network
-        self.frame = network.ctc_frame_samples
-        # CTC frames beyond which the convolutions see nothing: one per convolution at their rate, and two for the stem
-        # and the analysis window.
-        self.context = 2 + 2 * len(network.cnn.blocks)
-        self.samples = network.project.weight.new_zeros(0, dtype=torch.float32)  # that frames to come still need
+
+    def initial(self) -> list[Tensor]:
+        """Returns the states before the first frame: of each recurrent layer, then of the row convolution."""
+        zeros, lookahead = self.network.project.weight.new_zeros, self.network.lookahead
+        states = [zeros(shape) for layer in self.network.rnn for shape in layer.state_shapes]
+        return states if lookahead is None else [*states, zeros(1, lookahead.context, lookahead.conv.in_channels)]
+
+    def forward(self, samples: Tensor, frames: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """Returns (1, N, V) log-probabilities and the states after them.
+
+        With a row convolution the log-probabilities are those of as many frames earlier as it looks ahead.
+
+        Args:
+            samples: (1, S) that begin at a CTC frame.
+            frames: (N,) of their CTC frames, those to go on with; -1 stands for one beyond the end of the stream.
+            states: what the call before returned, at first `initial`.
+        """
+        network, states, after = self.network, list(states), []
+        count = torch.full((1,), samples.shape[1], device=samples.device)
+        features, lengths = network.features(samples, count)
+        x = network.cnn(features.to(network.project.weight.dtype), lengths)[0]
+        x = network.project(x[:, frames.clamp_min(0)])  # (1, N, H)
+        for layer in network.rnn:
+            before, states = states[: len(layer.state_shapes)], states[len(layer.state_shapes) :]
+            x, *state = layer.step(x, *before)
+            after += state
+        if network.lookahead is not None:
+            x = torch.cat([*states, x * (frames >= 0)[:, None]], dim=1)  # the states that are left: earlier outputs
+            after.append(x[:, -network.lookahead.context :])
+            x = network.lookahead.conv(x.transpose(1, 2)).transpose(1, 2)
+        return network.head(x).float().log_softmax(dim=-1), *after
+
+
+class StreamingEncoder:
+    """One stream: keeps the samples and the states that frames to come still need.
+
+    Args:
+        step: computes as `StreamingStep.forward` does.
+        states: before the first frame.
+        frame: samples from one CTC frame to the next.
+        context: CTC frames on either side beyond which the convolutions see nothing.
+        lookahead: future CTC frames that the row convolution sees.
+    """
+
+    def __init__(self, step: Callable[..., Sequence[Tensor]], states: Sequence[Tensor], *, frame: int, context: int,
+                 lookahead: int):
+        self.step, self.states, self.frame, self.context = step, states, frame, context
+        self.samples = states[0].new_zeros(0, dtype=torch.float32)  # that frames to come still need
         self.begin = 0  # CTC frame at which they begin
-        self.done = 0  # CTC frames that left the convolutions
-        self.states = [None] * len(network.rnn)
-        self.waiting = None  # (1, T, H) recurrent outputs that the row convolution still needs
+        self.done = 0  # CTC frames that went through the recurrent layers
+        self.lookahead = self.early = lookahead  # log-probabilities that come before those of the first frame
 
     def feed(self, samples: Tensor) -> Tensor | None:
-        """Returns the (1, T, H) encoder output that (S,) more samples at 16 kHz complete, or None."""
+        """Returns the (1, T, V) log-probabilities that (S,) more samples at 16 kHz complete, or None."""
         self.samples = torch.cat([self.samples, samples.to(self.samples.device)])
         ready = len(self.samples) // self.frame - self.context + self.begin  # CTC frames with all their future
         return self._advance(ready) if ready > self.done else None
 
     def finish(self) -> Tensor | None:
-        """Returns the rest of the encoder output; nothing can be fed afterwards."""
+        """Returns the rest of the log-probabilities; nothing can be fed afterwards."""
         samples = self.begin * self.frame + len(self.samples)
-        return self._advance(self.network.output_frames(samples), last=True) if samples else None
+        return self._advance(1 + samples // self.frame, beyond=self.lookahead) if samples else None
 
-    def _advance(self, end: int, last: bool = False) -> Tensor:
-        """Returns the output of the frames from `done` to `end`, those that wait for the row convolution apart."""
-        x = self.network.project(self._convolve()[:, self.done - self.begin : end - self.begin])  # (1, T, H)
-        self.done = end
+    def _advance(self, end: int, beyond: int = 0) -> Tensor:
+        """Returns the log-probabilities that the frames from `done` to `end` complete, and `beyond` frames of zeros."""
+        frames = torch.arange(self.done - self.begin, end - self.begin, device=self.samples.device)
+        frames = F.pad(frames, (0, beyond), value=-1)
+        log_probs, *self.states = self.step(self.samples[None], frames, *self.states)
         keep = max(self.begin, end - self.context)
         self.samples = self.samples[(keep - self.begin) * self.frame :]
-        self.begin = keep
-        for i, layer in enumerate(self.network.rnn):
-            x, self.states[i] = layer.step(x, self.states[i])
-        return x if self.network.lookahead is None else self._look_ahead(x, last)
-
-    def _convolve(self) -> Tensor:
-        count = torch.tensor([len(self.samples)], device=self.samples.device)
-        features, lengths = self.network.features(self.samples[None], count)
-        return self.network.cnn(features.to(self.network.project.weight.dtype), lengths)[0]
-
-    def _look_ahead(self, x: Tensor, last: bool) -> Tensor:
-        """Returns the row convolution of the (1, T, H) outputs whose future is known: at the end all of them."""
-        layer = self.network.lookahead
-        x = x if self.waiting is None else torch.cat([self.waiting, x], dim=1)
-        self.waiting = x[:, max(0, x.shape[1] - layer.context) :]
-        if last:
-            x = F.pad(x, (0, 0, 0, layer.context))
-        if x.shape[1] <= layer.context:
-            return x[:, :0]
-        return layer.conv(x.transpose(1, 2)).transpose(1, 2)
+        self.done, self.begin = end, keep
+        early, self.early = self.early, max(0, self.early - log_probs.shape[1])
+        return log_probs[:, early:]

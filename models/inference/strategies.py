@@ -57,9 +57,8 @@ class Strategy(ABC):
 
     def encode(self, waveforms: list[Tensor]) -> NamedTuple:
         """Returns the encoder output of a batch of parts."""
-        device = next(self.network.parameters()).device
-        counts = torch.tensor([len(waveform) for waveform in waveforms], device=device)
-        return self.network.encode(pad_sequence(waveforms, batch_first=True).to(device), counts)
+        counts = torch.tensor([len(waveform) for waveform in waveforms], device=self.network.device)
+        return self.network.encode(pad_sequence(waveforms, batch_first=True).to(self.network.device), counts)
 
 
 class CTCStrategy(Strategy):

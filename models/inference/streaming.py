@@ -34,13 +34,13 @@ class StreamingRecognizer:
         """Returns the rest of the text; nothing can be fed afterwards."""
         return self._decode(self.encoder.finish())
 
-    def _decode(self, frames: Tensor | None) -> str:
-        """Returns the text of (1, T, H) encoder output, which goes on from the frame before; single spaces."""
-        if frames is None:
+    def _decode(self, log_probs: Tensor | None) -> str:
+        """Returns the text of (1, T, V) log-probabilities, which goes on from the frame before; single spaces."""
+        if log_probs is None:
             return ""
-        self.seconds += frames.shape[1] * self.network.ctc_frame_samples / SAMPLE_RATE
+        self.seconds += log_probs.shape[1] * self.network.ctc_frame_samples / SAMPLE_RATE
         tokenizer, before = self.network.tokenizer, len(self.text)
-        for token in self.network.head(frames)[0].argmax(dim=-1).tolist():
+        for token in log_probs[0].argmax(dim=-1).tolist():
             if token not in (self.last, tokenizer.blank):
                 piece = tokenizer.decode([token])
                 self.text += piece if self.text and not self.text.endswith(" ") else piece.removeprefix(" ")

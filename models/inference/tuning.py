@@ -101,5 +101,4 @@ def count_attention_errors(network: Recognizer, decoder: Decoder, batches: Calla
 
 
 def _encode(network: Recognizer, batch: Batch) -> NamedTuple:
-    device = next(network.parameters()).device
-    return network.encode(batch.waveforms.to(device), batch.sample_counts.to(device))
+    return network.encode(batch.waveforms.to(network.device), batch.sample_counts.to(network.device))

@@ -1,11 +1,13 @@
-"""Exports a checkpoint's network as a safetensors file, to share, or shows the flags that it was built with.
+"""Exports a checkpoint's network as a safetensors file, uploads it, or shows the flags that it was built with.
 
     python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors
     python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors --dtype float16
+    python -m utils.checkpoint push runs/NAME/checkpoints/best.ckpt user/name --results runs/NAME/results.json
     python -m utils.checkpoint flags NAME.safetensors > network.yaml
 
-The first two files can be used wherever a checkpoint can, but for --checkpoint_path: no run goes on from them. The
-last one is for `train.py --config network.yaml --init_from NAME.safetensors`.
+The first two files, and hf://user/name after the third command, can be used wherever a checkpoint can, but for
+--checkpoint_path: no run goes on from them. The last one is for `train.py --config network.yaml --init_from
+NAME.safetensors`. ONNX files: `python -m models.export`.
 """
 
 import signal
@@ -15,16 +17,20 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 import yaml
 from torch import Tensor
 
+from utils.checkpoint.card import model_card, read_error_rates
+from utils.checkpoint.hub import HubError, upload
+from utils.checkpoint.pretrained import WEIGHTS
 from utils.checkpoint.reading import CheckpointError, find_checkpoint, network_weights, read_checkpoint
 from utils.checkpoint.untrusted import SUFFIX, VERSION
 from utils.cli.parser import OneLineParser
-from utils.errors import one_line_errors
+from utils.errors import one_line_errors, printable
 from utils.files.atomic import atomic_write
 
 PROGRAM = "python -m utils.checkpoint"
@@ -67,6 +73,29 @@ def write_network(path, config: dict, weights: dict[str, Tensor]) -> None:
     atomic_write(path, save(separate, metadata=metadata))
 
 
+def push(source, name: str, *, dtype: torch.dtype | None = None, private: bool = False, results=None) -> str:
+    """Uploads a network, its config and its model card to the Hugging Face Hub, and returns its address there.
+
+    Args:
+        source: the checkpoint.
+        name: user/name on the Hub.
+        dtype: as `export` takes it.
+        private: whether a new model is for its owner alone.
+        results: results.json of train.py, or report.json of evaluate.py, whose error rates the card states.
+
+    Raises CheckpointError, UsageError, and ImportError without huggingface_hub.
+    """
+    rates, config = read_error_rates(results) if results else [], read_checkpoint(source)["recognizer"]
+    with tempfile.TemporaryDirectory() as folder:
+        export(source, Path(folder, WEIGHTS), dtype)
+        Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        Path(folder, "README.md").write_text(model_card(name, config, rates), encoding="utf-8")
+        try:
+            return upload(folder, name, private=private)
+        except HubError as error:
+            raise CheckpointError(name, printable(error, 200)) from None
+
+
 def network_flags(source) -> str:
     """Returns a checkpoint's model and its options as YAML for `train.py --config`, pieces of words left out.
 
@@ -79,15 +108,27 @@ def network_flags(source) -> str:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Returns the command and what it is about. Raises UsageError."""
     parser = OneLineParser(prog=PROGRAM, description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", metavar="export|flags", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="export|push|flags", required=True)
     command = commands.add_parser("export", help="to a safetensors file")
     command.add_argument("source", help="a checkpoint that train.py wrote")
     command.add_argument("target", help="NAME.safetensors")
-    command.add_argument("--dtype", choices=["float32", "float16"],
-                         help="type of matrices and filters, which are float32 again once they are read")
+    add_dtype(command)
+    command = commands.add_parser("push", help="to the Hugging Face Hub")
+    command.add_argument("source", help="a checkpoint, or the name of a network in pretrained/")
+    command.add_argument("name", help="user/name, as the Hub is to call it")
+    command.add_argument("--results", help="results.json of train.py or report.json of evaluate.py, for the model card")
+    command.add_argument("--private", action=argparse.BooleanOptionalAction, default=False,
+                         help="a new model is for its owner alone")
+    add_dtype(command)
     command = commands.add_parser("flags", help="of the network, in YAML")
     command.add_argument("source", help="a checkpoint, or the name of a network in pretrained/")
     return parser.parse_args(argv)
+
+
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    """Adds the flag that two commands have."""
+    command.add_argument("--dtype", choices=["float32", "float16"],
+                         help="type of matrices and filters, which are float32 again once they are read")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,7 +138,11 @@ def main(argv: list[str] | None = None) -> None:
         if args.command == "flags":
             print(network_flags(args.source), end="")
             return
-        export(args.source, args.target, args.dtype and getattr(torch, args.dtype))
+        dtype = args.dtype and getattr(torch, args.dtype)
+        if args.command == "push":
+            print(push(args.source, args.name, dtype=dtype, private=args.private, results=args.results))
+            return
+        export(args.source, args.target, dtype)
         sizes = [f"{Path(path).stat().st_size / 1e6:,.1f} MB" for path in (args.target, find_checkpoint(args.source))]
         print(f"{args.target}: {sizes[0]}, from {args.source} of {sizes[1]}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from utils.checkpoint.hub import HubError, download, is_address
 from utils.checkpoint.pretrained import WEIGHTS, find_folder, network_names
 from utils.checkpoint.untrusted import SUFFIX, ValidationError, check_network, load_saved, load_shared
 from utils.errors import UserError, printable
@@ -24,8 +25,14 @@ class CheckpointError(UserError):
 def find_checkpoint(path) -> Path:
     """Returns the file of a checkpoint, or the weights of a pretrained network by its name. A file that exists wins.
 
-    Raises CheckpointError where there is no such file, and names the networks that there are.
+    What `hf://user/name` names is downloaded, unless the cache has it. Raises CheckpointError where there is no such
+    file, and names the networks that there are.
     """
+    if is_address(path):
+        try:
+            return download(str(path), WEIGHTS)
+        except HubError as error:
+            raise CheckpointError(path, printable(error, 200)) from None
     folder = find_folder(path)
     file = Path(path) if folder is None else folder / WEIGHTS
     if not file.is_file():

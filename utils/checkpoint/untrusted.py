@@ -66,12 +66,17 @@ def check_network(checkpoint) -> None:
     """Raises ValidationError unless a checkpoint holds a model's name with plain options, and tensors by name."""
     recognizer, state_dict = (checkpoint.get(key) if isinstance(checkpoint, dict) else None
                               for key in ("recognizer", "state_dict"))
-    if not isinstance(recognizer, dict) or not isinstance(recognizer.get("model"), str):
-        raise ValidationError(f"{FOREIGN} (train.py writes those)")
+    check_config(recognizer)
     if not isinstance(state_dict, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
                                                    for name, value in state_dict.items()):
         raise ValidationError(f"{FOREIGN} (train.py writes those)")
-    for name, value in recognizer.items():
+
+
+def check_config(config) -> None:
+    """Raises ValidationError unless this is a model's name with plain options."""
+    if not isinstance(config, dict) or not isinstance(config.get("model"), str):
+        raise ValidationError(f"{FOREIGN} (train.py writes those)")
+    for name, value in config.items():
         if not isinstance(name, str) or not _is_option(value):
             raise ValidationError(f"damaged: no network has such an option {str(name)[:40]!r}")
 

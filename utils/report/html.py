@@ -63,7 +63,7 @@ def illustrate(networks: dict, outcome: Outcome) -> Illustration:
 
 def utterance_images(network, waveform: Tensor, text: str) -> dict[str, bytes]:
     """Returns WebP images of the diagnostics of a network for (S,) samples and their text, by kind."""
-    device = next(network.parameters()).device
+    device = network.device
     tokens = torch.tensor([network.tokenizer.encode(text)], dtype=torch.int64)
     batch = Batch(waveform[None].to(device), torch.tensor([len(waveform)], device=device), tokens.to(device),
                   torch.tensor([tokens.shape[1]], device=device), [text], [""], [])

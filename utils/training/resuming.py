@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint.reading import CheckpointError, newest_checkpoint, read_resumable
+from utils.checkpoint.reading import CheckpointError, find_checkpoint, newest_checkpoint, read_resumable
 from utils.errors import UsageError, UserError, is_out_of_memory
 from utils.process import say
 from utils.training.folder import is_own
@@ -22,7 +22,7 @@ def resume_from(args: argparse.Namespace) -> tuple[str | None, dict]:
     if auto and not any(folder.glob("*.ckpt")):
         say(f"{folder}: no checkpoint yet, so this run begins anew")
         return None, {}
-    path = newest_checkpoint(folder) if auto else Path(args.checkpoint_path)
+    path = newest_checkpoint(folder) if auto else find_checkpoint(args.checkpoint_path)
     checkpoint = read_resumable(path)
     check_optimizer(args, path, checkpoint)
     check_frozen(args, path, checkpoint)

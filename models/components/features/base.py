@@ -82,12 +82,17 @@ class Features(nn.Module, ABC):
         self.scale.copy_((squares / count - mean.square() + VARIANCE_FLOOR).rsqrt())
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Returns whether `x` holds values on a CPU, where asking for them costs nothing; an export has no values."""
+    return x.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
 def zero_beyond(x: Tensor, lengths: Tensor) -> Tensor:
     """Sets (B, T) samples or (B, T, F) frames to zero beyond each length, in place, and returns them.
 
     On a CPU it touches only what lies beyond the shortest length; to ask a GPU for that would make the host wait.
     """
-    shortest = int(lengths.min()) if x.device.type == "cpu" else 0
+    shortest = int(lengths.min()) if on_cpu(x) else 0
     valid = length_mask(lengths - shortest, x.shape[1] - shortest)
     x[:, shortest:] *= valid if x.dim() == 2 else valid[..., None]
     return x

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
-from models.components.features.base import Features, zero_beyond
+from models.components.features.base import Features, on_cpu, zero_beyond
 from utils.audio import SAMPLE_RATE
 
 MAX_MELS = 512
@@ -33,14 +33,16 @@ class LogMel(Features):
         half = self.window // 2
         padded = zero_beyond(F.pad(waveforms, (half, self.n_fft - half)), half + sample_counts)
         frames = padded.unfold(1, self.n_fft, self.hop)[:, : self.lengths(waveforms.shape[1])]  # (B, T, n_fft)
-        at_once = max(1, CACHED_FRAMES // len(frames)) if frames.device.type == "cpu" else frames.shape[1]
+        if not on_cpu(frames):
+            return self._log_energies(frames)
+        at_once = max(1, CACHED_FRAMES // len(frames))
         return torch.cat([self._log_energies(some) for some in frames.split(at_once, dim=1)], dim=1)
 
     def _log_energies(self, frames: Tensor) -> Tensor:
         """Returns (B, T, n_mels) of (B, T, n_fft) samples, of which the first `window` count."""
         spectrum = torch.fft.rfft(frames * F.pad(self.hann, (0, self.n_fft - self.window)))
         power = torch.add(*torch.view_as_real(spectrum).square().unbind(-1))  # (B, T, n_fft // 2 + 1)
-        bands = self.bands if power.device.type == "cpu" else [(slice(None), slice(None))]
+        bands = self.bands if on_cpu(power) else [(slice(None), slice(None))]
         mel = torch.cat([power[..., bins] @ self.filters[bins, mels] for bins, mels in bands], dim=-1)
         return mel.clamp_min(FLOOR).log_()
 

@@ -1,0 +1,130 @@
+"""CTC networks as ONNX files, features inside: samples in, log-probabilities out.
+
+A file takes any batch of recordings, padded, of any lengths:
+
+    waveforms      (B, S) float32, 16 kHz        log_probs            (B, T, V) float32
+    sample_counts  (B,) int64                    lengths              (B,) int64
+                                                 alignment_log_probs  (B, T, V), where local_ctc_weight is above 0
+
+or, of a network that can stream, the next samples of one recording and the states after those before:
+
+    samples        (1, S) float32, 16 kHz        log_probs            (1, N, V) float32
+    frames         (N,) int64                    state_0_after, ...
+    state_0, ...   float32
+
+whose meaning is that of `StreamingStep.forward`, and which `StreamingEncoder` calls as it is called everywhere. A file
+is whole: its metadata have the network's config, and so its tokenizer.
+"""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from models.ctc import CTCRecognizer
+from models.export.layers import with_exportable_layers
+from models.inference.onnx import STEP, VERSION, WHOLE
+from utils.audio import SAMPLE_RATE
+from utils.errors import UsageError
+from utils.files.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+OPSET = 18
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the module that an operator comes from
+FEATURES = "features_"  # how the names of the features' operators begin
+
+
+class WholeRecordings(nn.Module):
+    """What the file of the first kind computes."""
+
+    def __init__(self, network: CTCRecognizer):
+        super().__init__()
+        self.network = network
+
+    def forward(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, ...]:
+        """Returns (B, T, V) log-probabilities, (B,) lengths, and those for the times of words where they are others."""
+        encoding = self.network.encode(waveforms, sample_counts)
+        outputs = self.network.ctc_log_probs(encoding)
+        return (*outputs, self.network.alignment_log_probs(encoding)) if self.network.local_ctc_weight else outputs
+
+
+def export_onnx(network: CTCRecognizer, path, *, stream: bool = False, int8: bool = False) -> None:
+    """Writes a network as an ONNX file.
+
+    Args:
+        network: on the CPU.
+        path: NAME.onnx.
+        stream: whether the file computes the next frames of a stream.
+        int8: whether matrices are 8-bit integers, and so are, while it runs, the activations that they multiply.
+
+    Raises UsageError for an attention network, StreamingError for a network that cannot stream, ImportError where a
+    package is missing, and OSError.
+    """
+    if not isinstance(network, CTCRecognizer):
+        raise UsageError(f"a {network.name} network cannot be exported to ONNX, only CTC networks can")
+    exportable = with_exportable_layers(network)
+    program = trace_step(exportable) if stream else trace_whole(exportable)
+    metadata = {"format_version": VERSION, "config": json.dumps(network.config),
+                "time_stride": str(network.time_stride)}
+    if stream:
+        encoder = network.streaming_encoder()
+        metadata |= {"context": str(encoder.context), "lookahead": str(encoder.lookahead)}
+    for node in program.model.graph.all_nodes():
+        if "network.features" in node.metadata_props.get(SCOPES, ""):
+            node.name = f"{FEATURES}{node.name}"
+        node.metadata_props.clear()  # paths on this machine
+    program.model.metadata_props.update(metadata)
+    content = program.model_proto.SerializeToString()
+    atomic_write(path, quantize(content) if int8 else content)
+
+
+def trace_whole(network: CTCRecognizer) -> "ONNXProgram":
+    """Returns the program of a network for whole recordings. Raises ImportError."""
+    outputs = ["log_probs", "lengths", "alignment_log_probs"][: 3 if network.local_ctc_weight else 2]
+    inputs = torch.zeros(2, 2 * SAMPLE_RATE), torch.tensor([2 * SAMPLE_RATE, SAMPLE_RATE])
+    return trace(WholeRecordings(network), inputs, WHOLE, outputs, ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}))
+
+
+def trace_step(network: CTCRecognizer) -> "ONNXProgram":
+    """Returns the program of a network for the next frames of a stream. Raises StreamingError and ImportError."""
+    encoder = network.streaming_encoder()
+    states = [f"state_{i}" for i in range(len(encoder.states))]
+    inputs = torch.zeros(1, SAMPLE_RATE), torch.arange(10), *encoder.states
+    return trace(encoder.step, inputs, [*STEP, *states], ["log_probs", *(f"{name}_after" for name in states)],
+                 ({1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, (None,) * len(states)))
+
+
+def trace(module: nn.Module, inputs: Sequence[Tensor], input_names: list[str], output_names: list[str],
+          dynamic_shapes: tuple) -> "ONNXProgram":
+    """Returns a module as an ONNX program. Raises ImportError."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # what the exporter says about itself
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision is missing
+        try:
+            return torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False, opset_version=OPSET,
+                                     input_names=input_names, output_names=output_names, dynamic_shapes=dynamic_shapes)
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install -r requirements-export.txt") from None
+
+
+def quantize(content: bytes) -> bytes:
+    """Returns the content of a file whose matrices are 8-bit integers, all but those of the features."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preparation that these graphs do not need
+    model = onnx.load_from_string(content)
+    features = [node.name for node in model.graph.node if node.name.startswith(FEATURES)]
+    with tempfile.TemporaryDirectory() as folder:
+        quantize_dynamic(model, Path(folder, "x.onnx"), op_types_to_quantize=["MatMul", "LSTM"],
+                         nodes_to_exclude=features)
+        return Path(folder, "x.onnx").read_bytes()
