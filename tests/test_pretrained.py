@@ -27,6 +27,7 @@ from utils.checkpoint import __main__ as checkpoint_module
 from utils.checkpoint import pretrained
 from utils.checkpoint.__main__ import export
 from utils.checkpoint.reading import CheckpointError, find_checkpoint
+from utils.metrics import count_errors
 
 ARPA = """
 \\data\\
@@ -173,7 +174,7 @@ def test_a_run_begins_with_a_network_by_name(folder, capsys):
 
 def test_no_run_goes_on_from_it(folder, capsys):
     line = last_line(capsys, train.main, arguments(folder.parent / "run", "--checkpoint_path", "english"))
-    assert "english: holds weights alone" in line
+    assert "english/model.safetensors: holds weights alone" in line
 
 
 # -- export ----------------------------------------------------------------------------------------
@@ -243,5 +244,16 @@ def test_a_shipped_network_is_whole(name):
 
 
 @needs_networks
+def test_the_network_for_english_writes_what_is_said():
+    """21 % of the characters of these recordings are wrong; of a network that guesses, three quarters would be."""
+    lines = [line.split(" ", 1) for path in (ROOT / "tests" / "corpus").rglob("*.trans.txt")
+             for line in path.read_text().splitlines()]
+    texts = {key: text.lower() for key, text in lines}
+    transcriber = Transcriber(pretrained.DEFAULT)
+    found = [transcriber.transcribe(path).text for path in SPEECH]
+    assert count_errors([texts[path.stem] for path in SPEECH], found).cer < 0.25
+
+
+@pytest.mark.skipif("english-streaming" not in SHIPPED, reason="no pretrained/english-streaming/model.safetensors yet")
 def test_the_streaming_network_streams():
     assert Recognizer.from_checkpoint(pretrained.STREAMING).streaming_encoder()
