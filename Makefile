@@ -4,6 +4,7 @@
 # make web     install, serve a page that transcribes at http://127.0.0.1:7860
 # make english CORPORA=FOLDER TEXT=FILE   train the network of pretrained/english anew; goes on where it was stopped
 # make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
+# make gpu     everything that a GPU changes, tests and timings, in nine minutes; installs nothing; writes runs/gpu/gpu.md
 # make clean   delete .venv, caches and the demo corpus; runs/ with its checkpoints stays
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TESTERS ?= 2
 CONFIG := configs/$(MODEL)_demo.yaml
 RUN := runs/$(MODEL)_demo
 
-.PHONY: demo english test lint web bench install clean
+.PHONY: demo english test lint web bench gpu install clean
 
 install: .venv/installed
 
@@ -85,6 +86,9 @@ bench: install
 	@for name in $(BENCHMARKS); do \
 		$(PY) -m benchmarks.$$name --json runs/bench/$$name.json && echo || exit 1; \
 	done
+
+gpu:
+	$(or $(wildcard $(PY)),$(PYTHON)) -m benchmarks.gpu
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache $(DEMO) $(DEMO).partial

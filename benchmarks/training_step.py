@@ -9,10 +9,12 @@ durations as LibriSpeech's, with a character for every 70 ms; speed does not dep
 runs in processes of its own, since what the allocator keeps is a property of the process.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -41,7 +43,8 @@ CHANGES = {  # what each row adds to the one before
     "+ minGRU": {"rnn_type": "mingru"},
     "+ bf16 autocast": {"bf16": True},
 }
-ON_GPU = {"+ channels-last": {"channels_last": True}, "+ torch.compile": {"compile": True}}
+ON_GPU = {"+ fused AdamW": {"fused": True}, "+ channels-last": {"channels_last": True},
+          "+ torch.compile": {"compile": True}}
 RECIPE = "configs/deepspeech2_mingru_librispeech.yaml, as it is, bf16"
 
 
@@ -56,7 +59,7 @@ def options_of(case: str, device: torch.device) -> dict:
     """The settings of a row: all changes up to it."""
     if case == RECIPE:
         return {"config": "deepspeech2_mingru_librispeech", "mallopt": True, "sorted": True, "few_kernels": True,
-                "bf16": True}
+                "bf16": True, "fused": device.type == "cuda"}
     options = {"config": "deepspeech2_assemblyai_librispeech"}
     for name, change in changes(device).items():
         options |= change
@@ -98,7 +101,7 @@ def measure(options: dict, *, device: torch.device, budget: float, steps: int) -
     network = build_network(args, saved={}).train().to(device)
     if options.get("channels_last"):
         network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(network.parameters(), fused=options.get("fused", False))
     durations = like_train_clean_100(2000, np.random.default_rng(0))
     drawn = batches(durations, budget, by_duration=options.get("sorted", False), count=steps + 1)
     made = [noise(seconds, network, device) for seconds in drawn]
@@ -110,9 +113,11 @@ def measure(options: dict, *, device: torch.device, budget: float, steps: int) -
         network.features(batch.waveforms, batch.sample_counts)
 
     seconds = seconds_of(train, made)
-    return {"audio s/s": float(np.concatenate(drawn[1:]).sum()) / seconds, "GB": peak_memory(device) / 1e9,
-            "features %": 100 * seconds_of(extract, made) / seconds,
-            "waits": waits(lambda: train(made[0])) if device.type == "cuda" else "not measured"}
+    row = {"audio s/s": float(np.concatenate(drawn[1:]).sum()) / seconds, "GB": peak_memory(device) / 1e9,
+           "features %": 100 * seconds_of(extract, made) / seconds}
+    if device.type == "cuda":
+        row |= {"busy %": busy(train, made[1:4]), "waits": waits(lambda: train(made[0]))}
+    return row
 
 
 def seconds_of(function: Callable[[Batch], None], made: list[Batch]) -> float:
@@ -124,8 +129,18 @@ def seconds_of(function: Callable[[Batch], None], made: list[Batch]) -> float:
     return wall_clock() - started
 
 
-def waits(function: Callable[[], None]) -> int:
-    """In how many places of the code the host waits for the GPU."""
+def busy(function: Callable[[Batch], None], made: list[Batch]) -> float:
+    """Returns the share of the time in which the GPU works, %: what is left is what CUDA graphs could save."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        started = wall_clock()
+        for batch in made:
+            function(batch)
+        seconds = wall_clock() - started
+    return 1e-4 * sum(event.self_device_time_total for event in profile.key_averages()) / seconds
+
+
+def waits(function: Callable[[], None]) -> str:
+    """Returns the places of the code where the host waits for the GPU, and how often it does."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -133,7 +148,8 @@ def waits(function: Callable[[], None]) -> int:
             function()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(one.message) for one in caught)
+    places = Counter(f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchronizing" in str(one.message))
+    return ", ".join(f"{place} ({count})" for place, count in places.items()) or "none"
 
 
 def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *, bf16: bool) -> None:
@@ -144,6 +160,12 @@ def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *,
     (sums["loss"] / batch.token_counts.sum()).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
     optimizer.step()
+
+
+def command(case: str, args: argparse.Namespace) -> list[str]:
+    """What measures one row in a process of its own."""
+    return [sys.executable, "-m", "benchmarks.training_step", "--case", case, "--device", args.device, "--threads",
+            str(args.threads), "--budget", str(args.budget), "--steps", str(args.steps)]
 
 
 def main() -> None:
@@ -162,9 +184,8 @@ def main() -> None:
     found = {case: [] for case in cases}
     for _ in range(args.rounds):
         for case in cases:
-            command = [sys.executable, "-m", "benchmarks.training_step", "--case", case, "--device", args.device,
-                       "--threads", str(args.threads), "--budget", str(args.budget), "--steps", str(args.steps)]
-            found[case].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            done = subprocess.run(command(case, args), check=True, stdout=subprocess.PIPE)
+            found[case].append(json.loads(done.stdout))
     rates = {case: median(one["audio s/s"] for one in found[case]) for case in cases}
     rows = [{"step": case} | found[case][-1] | {"audio s/s": rates[case], "ratio": rates[case] / rates[cases[0]]}
             for case in cases]

@@ -53,11 +53,29 @@ def tiny_network(variant: str) -> Recognizer:
     return Recognizer.build(model, **{**TINY[model], **options})
 
 
+def device_of(network: Recognizer) -> torch.device:
+    return next(network.parameters()).device
+
+
 @torch.inference_mode()
 def greedy_texts(network: Recognizer, waveforms: list[torch.Tensor]) -> list[str]:
     """The greedy texts of (S,) waveforms as one batch, without what `Transcriber` does around the network."""
     counts = torch.tensor([len(waveform) for waveform in waveforms])
-    return network.eval().decode(network.encode(pad_sequence(waveforms, batch_first=True), counts))
+    padded, device = pad_sequence(waveforms, batch_first=True), device_of(network)
+    return network.eval().decode(network.encode(padded.to(device), counts.to(device)))
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--device", default="cuda", help="where tests marked gpu run; cpu tries them without a GPU")
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """The device of the tests marked gpu."""
+    device = torch.device(request.config.getoption("--device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return device
 
 
 @pytest.fixture(params=VARIANTS)

@@ -2,12 +2,15 @@
 
 import json
 import math
+import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from benchmarks import beam_search, data, las, padding, startup, training_step, transcribe
+from benchmarks import beam_search, data, gpu, las, padding, startup, training_step, transcribe
+from benchmarks.material import untrained, write_joined
 from benchmarks.measure import medians, show
 
 TINY = {
@@ -40,12 +43,80 @@ def test_a_step_of_training_is_measured():
     """Of the fastest row for a GPU, but for compiling; each row is known by its name."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     options = training_step.options_of("+ channels-last", gpu)
-    assert options.keys() == {"config", "sorted", "time_stride", "rnn_type", "bf16", "channels_last"}
+    assert options.keys() == {"config", "sorted", "time_stride", "rnn_type", "bf16", "fused", "channels_last"}
     found = training_step.measure(options, device=cpu, budget=8.0, steps=1)
-    assert found["audio s/s"] > 0 and 0 < found["features %"] < 100 and found["waits"] == "not measured"
+    assert found["audio s/s"] > 0 and 0 < found["features %"] < 100 and "waits" not in found
     for device in (cpu, gpu):
         for case in [*training_step.changes(device), training_step.RECIPE]:
             assert training_step.options_of(case, device)["config"]
+
+
+MADE_UP = {  # what the parts print and write on a GPU
+    "mingru": {"case": "mingru, bf16", "T": 800, "B": 32, "ms": 1.5, "times nn.GRU": 4.0, "of floor": 1.5},
+    "transcribe": {"what": "one file of 600 s, batches of 8", "real-time factor": 1e-4, "hours an hour": 1e4},
+    "training_step": {"audio s/s": 5000.0, "GB": 3.0, "features %": 2.0, "busy %": 70.0, "waits": "ctc.py:117 (1)"},
+}
+
+
+def test_all_that_a_gpu_changes(tmp_path, monkeypatch):
+    """Every part has its rows, with figures, a reason, or the time that was over; one table, and one JSON file."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    (tmp_path / "test_x.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('n', [1, 2, 3])\n"
+        "def test_is_small(n, record_property):\n"
+        "    record_property('size', n)\n    if n == 3: pytest.skip('no | three')\n    assert n < 2\n")
+    monkeypatch.setattr(gpu, "TESTS", [str(tmp_path / "test_x.py")])
+    start, begun = gpu.Run.start, []
+
+    def made_up(self, arguments, seconds):
+        module = arguments[1].removeprefix("benchmarks.")
+        if module == "pytest":
+            return start(self, arguments, 200)
+        begun.append(module)
+        status = -signal.SIGKILL if begun.count("training_step") == 2 else 0
+        if module != "training_step":
+            (self.output / arguments[-1]).write_text(json.dumps({"rows": [MADE_UP[module]]}))
+        return subprocess.CompletedProcess(arguments, status, f"a warning\n{json.dumps(MADE_UP[module])}\nanother\n")
+
+    monkeypatch.setattr(gpu.Run, "start", made_up)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(tmp_path / "out")])
+    gpu.main()
+    rows = json.loads((tmp_path / "out" / "gpu.json").read_text())["rows"]
+    assert list(dict.fromkeys(row["part"] for row in rows)) == ["tests", "minGRU", "training step", "transcribing"]
+    assert rows[0]["result"] == "1 failed, 1 passed, 1 skipped" and rows[0]["values"] == {"size": 3.0}
+    assert "size at most 3; test_is_small[2]: assert 2 < 2; test_is_small[3]: no | three; " in rows[0]["note"]
+    assert rows[1]["result"] == "1.5 ms" and rows[1]["note"] == "4 x nn.GRU's speed; 1.5 x the floor's time"
+    assert rows[2]["result"] == "5000 x real time" and "waits: ctc.py:117 (1)" in rows[2]["note"]
+    assert (rows[3]["result"], rows[3]["note"]) == ("failed", "the time was over")
+    table = (tmp_path / "out" / "gpu.md").read_text().splitlines()
+    assert "a GPU" in table[0] and len(table) == len(rows) + 4 and all(line.count("|") == 5 for line in table[2:])
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    run = gpu.Run(tmp_path, minutes=1)
+    for part in gpu.NEEDED:
+        run.run_part(part)
+    assert {row["note"] for row in run.rows} >= {"not installed: soundfile, pytest", "not installed: soundfile"}
+
+
+def test_a_part_that_takes_too_long_is_ended(tmp_path):
+    run = gpu.Run(tmp_path, minutes=1)
+    assert gpu.reason_of(run.start(["-c", "import time; print('begun', flush=True); time.sleep(60)"], 5)) == (
+        "the time was over")
+    assert gpu.reason_of(run.start(["-c", "raise ValueError('broken')"], 60)) == "ValueError: broken"
+
+
+def test_a_gpus_way_to_transcribe(tmp_path):
+    """On the CPU, in its place."""
+    path, = write_joined(tmp_path, [1.0])
+    checkpoint = untrained(tmp_path / "x.ckpt", rnn_size=16, rnn_layers=1)
+    cases = transcribe.on_gpu(checkpoint, {path: 1.0}, {path: 1.0}, torch.device("cpu"))
+    assert len(cases) == 2 * len(transcribe.BATCHES)
+    for case, seconds in cases.values():
+        case()
+        assert seconds == 1.0
 
 
 def test_padding_of_like_durations_is_little():

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from conftest import SPEECH, VARIANTS, greedy_texts, tiny_network
+from conftest import SPEECH, VARIANTS, device_of, greedy_texts, tiny_network
 from torch.nn.utils.rnn import pad_sequence
 
 from models import Recognizer, Transcriber
@@ -24,8 +24,9 @@ def speech(count: int = 3) -> list[torch.Tensor]:
 
 def make_batch(network: Recognizer, waveforms: list[torch.Tensor]) -> Batch:
     tokens = [torch.tensor(network.tokenizer.encode(text)) for text in TEXTS[: len(waveforms)]]
-    return Batch(pad_sequence(waveforms, batch_first=True), torch.tensor([len(w) for w in waveforms]),
-                 pad_sequence(tokens, batch_first=True), torch.tensor([len(t) for t in tokens]),
+    tensors = (pad_sequence(waveforms, batch_first=True), torch.tensor([len(w) for w in waveforms]),
+               pad_sequence(tokens, batch_first=True), torch.tensor([len(t) for t in tokens]))
+    return Batch(*(tensor.to(device_of(network)) for tensor in tensors),
                  TEXTS[: len(waveforms)], [str(i) for i in range(len(waveforms))], [])
 
 
@@ -49,9 +50,9 @@ def outputs(network: Recognizer, batch: Batch) -> list[tuple[torch.Tensor, torch
 def test_padding_never_matters(network):
     """Alone, in a batch, and with ten seconds of noise where padding should be: the same output."""
     batch = make_batch(network, speech())
-    noisy = torch.cat([batch.waveforms, torch.zeros(len(batch.ids), 160_000)], dim=1)
-    beyond = torch.arange(noisy.shape[1]) >= batch.sample_counts[:, None]
-    noisy[beyond] = torch.randn(int(beyond.sum()))
+    noisy = torch.cat([batch.waveforms, batch.waveforms.new_zeros(len(batch.ids), 160_000)], dim=1)
+    beyond = torch.arange(noisy.shape[1], device=noisy.device) >= batch.sample_counts[:, None]
+    noisy[beyond] = torch.randn(int(beyond.sum()), device=noisy.device)
     with torch.no_grad():
         together, padded = outputs(network, batch), outputs(network, batch._replace(waveforms=noisy))
         for i in range(len(batch.ids)):
@@ -79,7 +80,8 @@ def test_gradients_ignore_padding(network):
 
 @pytest.mark.parametrize("samples", [1, 159, 160, 161, 8_000, 16_001])
 def test_lengths_are_the_layers_own(network, samples):
-    encoding = network.encode(torch.randn(1, samples), torch.tensor([samples]))
+    device = device_of(network)
+    encoding = network.encode(torch.randn(1, samples, device=device), torch.tensor([samples], device=device))
     assert encoding.lengths.dtype == torch.int64
     assert encoding.frames.shape[1] == encoding.lengths.item() > 0
     if (ctc := network.ctc_log_probs(encoding)) is not None:
@@ -94,7 +96,8 @@ def test_forward_gives_log_probabilities(network):
     for mode in (True, False):
         for log_probs, _ in outputs(network.train(mode), batch):
             assert log_probs.dtype == torch.float32
-            torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2]), atol=1e-4, rtol=0)
+            sums = log_probs.exp().sum(-1)
+            torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-4, rtol=0)
 
 
 def test_precision(network):
@@ -103,7 +106,7 @@ def test_precision(network):
     with torch.no_grad():
         features, _ = network.features(batch.waveforms, batch.sample_counts)
         exact = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(batch.waveforms.device.type, dtype=torch.bfloat16):
             same, _ = network.features(batch.waveforms, batch.sample_counts)
             log_probs, _ = network(batch)
             near = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
@@ -186,9 +189,9 @@ def test_same_seed_same_step(network):
 def test_short_audio_and_long_text_are_no_infinity(network):
     """Text that needs more frames than there are counts as 0, and the gradient stays finite."""
     tokens = torch.tensor([network.tokenizer.encode("too much to say in a hundredth of a second")])
-    waveform = torch.randn(1, 320) * 0.1
     assert network.output_frames(320) < ctc_frames_needed(tokens[0].tolist())
-    batch = Batch(waveform, torch.tensor([320]), tokens, torch.tensor([tokens.shape[1]]), ["x"], ["x"], [])
+    tensors = torch.randn(1, 320) * 0.1, torch.tensor([320]), tokens, torch.tensor([tokens.shape[1]])
+    batch = Batch(*(tensor.to(device_of(network)) for tensor in tensors), ["x"], ["x"], [])
     loss = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"]
     loss.backward()
     assert torch.isfinite(loss)
