@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import lightning
@@ -224,11 +225,15 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     def _state(self) -> EpochState:
         """Returns this run's state before its first epoch."""
+        return EpochState(0, [], self._batch_config(), self.options.seed, self._fingerprint,
+                          self.options.text_normalizer)
+
+    @cached_property
+    def _fingerprint(self) -> str:
         lines = [f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances()]
         lines += [str(share) for share in self._shares() if set(self.factors) - {1.0}]
         lines += [f"speed {speed}" for speed in sorted(self.options.speed_perturb)]
-        fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        return EpochState(0, [], self._batch_config(), self.options.seed, fingerprint, self.options.text_normalizer)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _training_utterances(self) -> Utterances:
         parts = [self.index(name, training=True).utterances for name in self.train_sets]
