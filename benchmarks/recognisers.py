@@ -40,12 +40,14 @@ def references(data_root: Path, name: str) -> dict[str, str]:
     return {str(entry.audio): entry.text for entry in entries}
 
 
-def own_systems(checkpoint: str, streaming: str) -> dict[str, list[str]]:
+def own_systems(checkpoint: str, streaming: str | None) -> dict[str, list[str]]:
     """Returns the commands of this project's ways to transcribe: the paths of recordings are added to them."""
     ours = [sys.executable, "inference.py", "--output_format", "json", "--checkpoint"]
-    return {"greedy": [*ours, checkpoint, "--audio"],
-            "beam search": [*ours, checkpoint, "--decoder", "beam", "--audio"],
-            "streaming": [sys.executable, "-m", "benchmarks.recognisers", "--stream_files", streaming]}
+    systems = {"greedy": [*ours, checkpoint, "--audio"],
+               "beam search": [*ours, checkpoint, "--decoder", "beam", "--audio"]}
+    if streaming:
+        systems["streaming"] = [sys.executable, "-m", "benchmarks.recognisers", "--stream_files", streaming]
+    return systems
 
 
 def other_systems(python: str, names: list[str]) -> dict[str, list[str]]:
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the corpora")
     parser.add_argument("--sets", nargs="+", default=["test-other"], help="splits to transcribe")
     parser.add_argument("--checkpoint", default="english", help="network for greedy decoding and beam search")
-    parser.add_argument("--streaming", default="english-streaming", help="network for streaming")
+    parser.add_argument("--streaming", help="network for streaming; without one it is left out")
     parser.add_argument("--others", nargs="*", default=[], help="ready-made recognisers: whisper, pocketsphinx")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the ready-made ones")
     parser.add_argument("--figure", type=Path, help="NAME.png of error rates and real-time factors")
