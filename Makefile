@@ -31,10 +31,15 @@ demo: install
 	$(PY) -m data.synthetic --output $(DEMO) --hours $(HOURS)
 	rm -rf $(RUN)
 	$(PY) train.py --config $(CONFIG) --data_root $(DEMO) --output_dir $(RUN)
-	@audio=$$(find $(DEMO)/test -name '*.flac' | sort | head -n 1); \
+	@audio=$$(find $(DEMO)/test -name '*.flac' | sort | head -n 1); $(SHOW) "--checkpoint $(RUN)/checkpoints/best.ckpt"
+	@audio=$(RECORDING); $(SHOW) "--checkpoint english --decoder beam"
+
+# Prints what $$audio says, by its transcript and by inference.py with the given flags.
+SHOW = show() { \
 	echo "file:       $$audio"; \
-	echo "reference:  $$(grep -h "^$$(basename $$audio .flac) " $${audio%-*}.trans.txt | cut -d' ' -f2- | tr A-Z a-z)"; \
-	echo "hypothesis: $$($(PY) inference.py --checkpoint $(RUN)/checkpoints/best.ckpt --audio $$audio)"
+	echo "reference:  $$(grep -h "^$$(basename $${audio%.*}) " $${audio%-*}.trans.txt | cut -d' ' -f2- | tr A-Z a-z)"; \
+	echo "hypothesis: $$($(PY) inference.py $$1 --audio $$audio 2>/dev/null)"; }; show
+RECORDING := tests/corpus/test/9001/7/9001-7-06350.opus
 
 test: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadfile
