@@ -16,12 +16,15 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from data import readers
 from data.options import TrainingDataOptions
 from models import Recognizer
 from models.components.checkpointing import prepare_layers
 from models.optim import OptimizerConfig
 from models.transfer import freeze, kept_vocabulary, take_weights
+from utils.audio import SAMPLE_RATE
 from utils.cli.config import parse_with_config, peek, read_yaml
 from utils.cli.parser import OneLineParser, add_constructor_flags, pick_arguments
 from utils.errors import UsageError, one_line_errors
@@ -127,8 +130,10 @@ def build_network(args: argparse.Namespace, saved: dict) -> Recognizer:
     options = {**pick_arguments(Recognizer.registry[args.model], args), "vocabulary": find_vocabulary(args, saved)}
     try:
         network = Recognizer.build(args.model, **options)
-        prepare_layers(network, recompute=args.gradient_checkpointing, compiled=args.compile)
-    except (ValueError, RuntimeError) as error:
+        with torch.no_grad():  # sizes that do not fit together are found out by a second of silence
+            network.decode(network.eval().encode(torch.zeros(1, SAMPLE_RATE), torch.tensor([SAMPLE_RATE])))
+        prepare_layers(network.train(), recompute=args.gradient_checkpointing, compiled=args.compile)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UsageError(f"the {args.model} network cannot be built: {error}") from None
     if args.freeze:
         say(freeze(network, args.freeze))

@@ -13,6 +13,7 @@ from utils.cli.values import (
     positive_int,
     probability,
     share,
+    speed,
     weighted_name,
 )
 from utils.errors import UsageError
@@ -99,7 +100,7 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
 
     train_sets: Annotated[list[Annotated[str, weighted_name]], "+"] = ("train-clean-100",)
     val_sets: Annotated[list[str], "+"] = ("dev-clean", "dev-other")
-    speed_perturb: list[Annotated[float, positive_float]] = ()
+    speed_perturb: list[Annotated[float, speed]] = ()
     skip_bad_audio: bool = False
     seed: Annotated[int, nonnegative_int] = 0
 

@@ -16,6 +16,8 @@ class SpecAugment(nn.Module):
     def __init__(self, *, freq_masks: int, freq_width: int, time_masks: int, time_width: int,
                  time_share: float):
         super().__init__()
+        if not 0 <= time_share <= 1:
+            raise ValueError(f"time_share {time_share} must be 0 to 1")
         self.freq_masks, self.freq_width = freq_masks, freq_width
         self.time_masks, self.time_width, self.time_share = time_masks, time_width, time_share
 

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable
 
-from utils.cli.values import finite_float
+from utils.cli.values import finite_float, nonnegative_int
 from utils.errors import UsageError
 from utils.options import constructor_options
 
@@ -72,4 +72,4 @@ def _flag_type(hint) -> dict:
         return {"nargs": "*", **_flag_type(arguments[0])}
     if origin in (types.UnionType, typing.Union):
         return _flag_type(next(one for one in arguments if one is not type(None)))
-    return {"type": finite_float if hint is float else hint}
+    return {"type": {float: finite_float, int: nonnegative_int}.get(hint, hint)}

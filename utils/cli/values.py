@@ -31,6 +31,7 @@ decibels = _number(float, "from -100 to 100", lambda value: -100 <= value <= 100
 positive_int = _number(int, f"at least 1 and at most {LARGEST}", lambda value: 1 <= value <= LARGEST)
 nonnegative_int = _number(int, f"at least 0 and at most {LARGEST}", lambda value: 0 <= value <= LARGEST)
 thread_count = _number(int, "1 to 1024", lambda value: 1 <= value <= 1024)
+speed = _number(float, "0.1 to 10", lambda value: 0.1 <= value <= 10)
 _proportion = _number(float, "a whole number, or a share between 0.0 and 1.0", lambda value: 0 <= value <= 1)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from utils.errors import UsageError
 
-LIMITS = {"beam_size": (1, math.inf), "nbest": (1, math.inf), "alpha": (0, math.inf), "length_power": (0, math.inf),
+LIMITS = {"beam_size": (1, math.inf), "nbest": (1, math.inf), "alpha": (0, math.inf), "length_power": (0, 10),
           "coverage_weight": (0, math.inf), "ctc_score_weight": (0, 1)}
 
 CTC_ONLY = ("beta", "beam_prune_logp", "token_min_logp", "skip_blanks", "hotwords", "hotword_weight", "decoder_backend")
