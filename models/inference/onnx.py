@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.components.masks import Lengths
-from models.components.streaming import StreamingEncoder
+from models.components.streaming import StreamingEncoder, StreamingError
 from models.ctc import CTCRecognizer, Encoding
 from models.recognizer import Recognizer
 from utils.checkpoint.reading import CheckpointError
@@ -87,6 +87,10 @@ class OnnxRecognizer(CTCRecognizer):
     def alignment_log_probs(self, encoding: Encoding) -> Tensor:
         """Returns (B, T, V) log-probabilities that tell when tokens are spoken."""
         return encoding.frames if encoding.local is None else encoding.local
+
+    def streaming_encoder(self) -> StreamingEncoder:
+        """Raises StreamingError: the file takes whole recordings."""
+        raise StreamingError(f"{self.path} takes whole recordings; python -m models.export --stream writes others")
 
     def output_lengths(self, frames: Lengths) -> Lengths:
         """Returns the CTC frames of `frames` feature frames."""
