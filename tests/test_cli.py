@@ -94,7 +94,7 @@ def test_a_file_of_flags_and_the_command_line_over_it(tmp_path):
 @pytest.mark.parametrize(("content", "message"), [
     ("sise: 5", "sise: no such flag"),
     ("config: x.yaml", "config: no such flag"),
-    ("size: -1", "size: -1 must be at least 0"),
+    ("size: -1", "size: -1 must be at least 0 and at most 4294967295"),
     ("size:", "size: None is not a value for it"),
     ("rate: .nan", "rate: nan must be finite"),
     ("rate: .inf", "rate: inf must be finite"),

@@ -156,7 +156,7 @@ def test_a_text_that_cannot_be_used(tmp_path):
     (tmp_path / "short.txt").write_text("One sentence only.\n")
     (tmp_path / "latin.txt").write_bytes("Caf\u00e9.\n".encode("latin-1"))
     for name, kind, reason in (("short.txt", DataError, "has no sentence for"), ("latin.txt", TextError, "not UTF-8"),
-                               ("none.txt", OSError, "No such file")):
+                               ("none.txt", DataError, "none.txt: no such file")):
         with pytest.raises(kind, match=reason):
             build_corpus(output=tmp_path / "corpus", hours=0.01, text=tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt", "short.txt"]

@@ -53,8 +53,8 @@ def warn_of_slow_precision(precision: str, devices: Devices) -> None:
     """Says once where a processor lacks the instructions for bfloat16 and would compute each product by detours."""
     slow = devices.accelerator == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if slow and precision.startswith("bf16") and is_first_process():
-        print(f"--precision {precision}: this processor has no instructions for bfloat16, so that training takes many "
-              "times as long as with 32-true", flush=True)
+        print(f"--precision {precision}: this processor has no instructions for bfloat16: LSTMs cannot be trained "
+              "in it, and other layers take many times as long as with 32-true", flush=True)
 
 
 def choose_strategy(name: str | None, devices: Devices, *, ema_decay: float) -> str:
