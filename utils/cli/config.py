@@ -99,7 +99,7 @@ def _as_typed(key: str, value, action: argparse.Action) -> list[str]:
     if any("\0" in word for word in words):
         raise UsageError("holds a zero byte, which no flag can")
     for word in words:
-        word.encode()  # a half of a surrogate pair is no character
+        os.fsencode(word)  # a half of a surrogate pair is no character, unless it stands for a byte of a name
     return [f"--{key}={words[0]}"] if action.nargs is None else [f"--{key}", *words]  # "=", for a value like -1
 
 
