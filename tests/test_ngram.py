@@ -169,6 +169,7 @@ def test_a_damaged_file_is_seen_by_reading_it(tmp_path):
 def test_words_that_the_alphabet_lacks(tmp_path, capsys):
     assert check_words("x", ["sea", "see", "4", "<s>", SPACE], TOKENIZER) == ["sea", "see"]
     assert capsys.readouterr().err == "x: 1 of 3 words are outside the network's alphabet\n"
+    assert len(check_words("x", ["sea"] * 999 + ["4"], TOKENIZER)) == 999 and not capsys.readouterr().err
     upper = write(tmp_path / "x.arpa", ARPA.replace("sea", "SEA").replace("see", "SEE"))
     with pytest.raises(LanguageModelError, match="cannot write 2 of its 2 words; 2 can in the other case"):
         NGram(upper, TOKENIZER)

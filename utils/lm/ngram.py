@@ -211,7 +211,7 @@ def _read_word_list(path: Path) -> list[str] | None:
 
 
 def check_words(path, words: list[str], tokenizer: Tokenizer) -> list[str]:
-    """Returns the words that the network can write, without symbols, and reports the number of the others.
+    """Returns the words that the network can write, without symbols; reports the others if they are one in 1,000.
 
     Raises LanguageModelError where it cannot write most of them, and says so if their case is the reason.
     """
@@ -225,6 +225,6 @@ def check_words(path, words: list[str], tokenizer: Tokenizer) -> list[str]:
         advice = f"; {other_case:,} can in the other case" if other_case > len(writable) else ""
         raise LanguageModelError(path, f"the network's alphabet cannot write {missing:,} of its {len(words):,} words"
                                        f"{advice}")
-    if missing:
+    if missing * 1000 > len(words):  # a few words of other scripts are in any book
         print(f"{path}: {missing:,} of {len(words):,} words are outside the network's alphabet", file=sys.stderr)
     return writable
