@@ -30,6 +30,8 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         rnn_layers: recurrent layers.
         bidirectional: run each recurrent layer in both directions.
         lookahead: future frames that the row convolution of a unidirectional network sees; 0 for none.
+        rnn_conv: frames of a depthwise convolution before each recurrent layer, an odd number; 0 for none.
+        rnn_residual: add the input of each recurrent layer to its output, where they are of one size.
         rnn_norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
         dropout: in the residual blocks, after each recurrent layer and in the head.
         mingru_scan: how minGRU's states are computed in training: a scan in linear or log space, or in sequence.
@@ -37,8 +39,8 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
 
     def __init__(self, *, conv_channels: int = 32, time_stride: int = 2, residual_blocks: int = 2,
                  rnn_type: RNNType = "gru", rnn_size: int = 512, rnn_layers: int = 5, bidirectional: bool = True,
-                 lookahead: int = 20, rnn_norm: Norm = "layer", dropout: float = 0.2,
-                 mingru_scan: ScanType = "linear", **shared):
+                 lookahead: int = 20, rnn_conv: int = 0, rnn_residual: bool = False, rnn_norm: Norm = "layer",
+                 dropout: float = 0.2, mingru_scan: ScanType = "linear", **shared):
         super().__init__(**shared)
         self.time_stride = time_stride
         self.cnn = ConvFrontend(conv_channels, self.features.size, residual_blocks, time_stride=time_stride,
@@ -47,7 +49,8 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         outputs = rnn_size * (2 if bidirectional else 1)
         self.rnn = nn.ModuleList(
             RecurrentBlock(outputs if i else rnn_size, rnn_size, rnn_type=rnn_type, norm=rnn_norm,
-                           bidirectional=bidirectional, dropout=dropout, scan=mingru_scan)
+                           bidirectional=bidirectional, dropout=dropout, scan=mingru_scan, conv=rnn_conv,
+                           residual=rnn_residual)
             for i in range(rnn_layers))
         self.lookahead = LookaheadConv(outputs, lookahead) if lookahead and not bidirectional else None
         self.add_heads(outputs, hidden=rnn_size, local_size=rnn_size, dropout=dropout)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
+from models.components.convolution import ShortConv
 from models.components.masks import length_mask, mask_frames, reverse_frames
 from models.mingru.fused import exclude_scan_from_compile, fused_directions
 from models.mingru.layer import MinGRU, ScanType
@@ -83,13 +84,22 @@ class RecurrentLayer(EncoderLayer):
 
 
 class RecurrentBlock(RecurrentLayer):
-    """Normalisation, GELU, a recurrent layer, dropout."""
+    """Normalisation, perhaps a short convolution, GELU, a recurrent layer, dropout.
+
+    Args:
+        conv: frames of the convolution, 0 for none.
+        residual: add the input to the output, where they are of one size (He et al. 2016).
+    """
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,
-                 norm: Norm, dropout: float, scan: ScanType):
+                 norm: Norm, dropout: float, scan: ScanType, conv: int = 0, residual: bool = False):
         super().__init__(input_size, hidden_size, rnn_type=rnn_type, bidirectional=bidirectional, scan=scan)
         self.norm = NORMS[norm](input_size)
+        self.conv = ShortConv(input_size, conv, causal=not bidirectional) if conv else None
         self.dropout = nn.Dropout(dropout)
+        self.residual = residual and input_size == hidden_size * (2 if bidirectional else 1)
+        if conv:
+            self.state_shapes = [*self.state_shapes, (1, conv - 1, input_size)]
 
     def recompute_in_backward(self) -> None:
         """Refuses batch normalisation, which keeps statistics, by a ValueError that names the flags."""
@@ -100,7 +110,11 @@ class RecurrentBlock(RecurrentLayer):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns (B, T, directions * hidden_size) of (B, T, input_size)."""
-        return self.dropout(super().forward(F.gelu(self.norm(x, lengths)), lengths))
+        out = self.norm(x, lengths)
+        if self.conv is not None:
+            out = self.conv(out, lengths)
+        out = self.dropout(super().forward(F.gelu(out), lengths))
+        return x + out if self.residual else out
 
     def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns outputs for the next frames of one stream, (1, T, input_size), and the state after them.
@@ -108,5 +122,10 @@ class RecurrentBlock(RecurrentLayer):
         Only for a layer in one direction. `state` is what the call before returned, at first zeros of `state_shapes`.
         """
         lengths = torch.full((1,), x.shape[1], device=x.device)
-        out, state = self.forwards(F.gelu(self.norm(x, lengths)), state if len(state) > 1 else state[0])
-        return out, *(state if isinstance(state, tuple) else [state])
+        out, past = self.norm(x, lengths), []
+        if self.conv is not None:
+            *state, before = state
+            padded = torch.cat([before, out], dim=1)
+            out, past = self.conv.add(out, padded), [padded[:, x.shape[1] :]]
+        out, state = self.forwards(F.gelu(out), state if len(state) > 1 else state[0])
+        return x + out if self.residual else out, *(state if isinstance(state, tuple) else [state]), *past
