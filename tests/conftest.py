@@ -31,6 +31,7 @@ VARIANTS = {  # every branch of every model
     "mingru-log": ("deepspeech2", {"rnn_type": "mingru", "mingru_scan": "log"}),
     "batchnorm": ("deepspeech2", {"rnn_norm": "batch", "time_stride": 4}),
     "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
+    "residual": ("deepspeech2", {"rnn_type": "mingru", "rnn_conv": 5, "rnn_residual": True}),
     "local-ctc": ("deepspeech2", {"rnn_type": "mingru", "local_ctc_weight": 0.3}),
     "conformer": ("conformer", {"time_stride": 2}),
     "conformer-local-ctc": ("conformer", {"local_ctc_weight": 0.3, "head": "linear"}),
