@@ -187,8 +187,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         options, resumed = self.options, self._resumed if training else None
         dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=options.skip_bad_audio,
                                 augment=self.augmentation if training else None)
-        contents = EpochContents(utterances.seconds, self._shares() if training else (),
-                                 speeds=options.speed_perturb if training else (), seed=options.seed)
+        contents = self._training_contents if training else EpochContents(utterances.seconds, seed=options.seed)
         try:
             batches = DurationBatchSampler(contents, self._batch_config(), shuffle=training and not self.overfit,
                                            rank=self._rank())
@@ -233,7 +232,15 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         lines = [f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances()]
         lines += [str(share) for share in self._shares() if set(self.factors) - {1.0}]
         lines += [f"speed {speed}" for speed in sorted(self.options.speed_perturb)]
+        if self._training_contents.windows > 1:
+            lines += [f"{self._training_contents.windows} windows of {self._training_contents.tars.tolist()}"]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @cached_property
+    def _training_contents(self) -> EpochContents:
+        options, utterances = self.options, self._training_utterances()
+        return EpochContents(utterances.seconds, self._shares(), speeds=options.speed_perturb, seed=options.seed,
+                             tars=utterances.tars(), window=options.shard_window)
 
     def _training_utterances(self) -> Utterances:
         parts = [self.index(name, training=True).utterances for name in self.train_sets]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SPEEDS = 2  # what the random numbers are for; the sampler has those before
+SPEEDS, TARS = 2, 3  # what the random numbers are for; the sampler has those before
 
 
 class SetShare(NamedTuple):
@@ -27,6 +27,7 @@ class Occurrences(NamedTuple):
     indices: np.ndarray  # (N,) of the utterances
     speeds: np.ndarray  # (N,)
     seconds: np.ndarray  # (N,) durations at these speeds
+    windows: np.ndarray  # (N,) numbers of the parts of the epoch in which they come
 
 
 class EpochContents:
@@ -38,18 +39,24 @@ class EpochContents:
       any epochs in a row that have `x` occurrences of each utterance on average, each has `x` rounded up or down.
     - As many neighbours in duration as there are speeds share these out by chance, so that each speed is given
       to the same share of short and of long utterances.
+    - Tar shards come one after the other, in an order of their own: an epoch is cut into windows of a few shards. Where
+      some sets are of shards, the files of the others are shared out to the windows by chance.
 
     Args:
         seconds: duration of each utterance, one set after the other.
         sets: how many utterances each set has, and how often they come; by default all of them once.
         speeds: factors of speed perturbation (Ko et al. 2015); none by default.
+        tars: number of each utterance's tar, -1 for a file of its own; by default all are.
+        window: utterances per window, about.
     """
 
     def __init__(self, seconds: Sequence[float], sets: Sequence[SetShare] = (), *, speeds: Sequence[float] = (),
-                 seed: int = 0):
+                 seed: int = 0, tars: Sequence[int] = (), window: int = 1):
         self.seconds, self.speeds, self.seed = np.asarray(seconds), np.sort(speeds), seed
         self.sets = list(sets) or [SetShare(len(seconds))]
         self.size = sum(one.occurrences for one in self.sets)
+        self.tars = np.asarray(tars)
+        self.windows = max(1, round(self.size / window)) if (self.tars >= 0).any() else 1
 
     def draw(self, epoch: int) -> Occurrences:
         """Returns what the epoch holds, sorted by index."""
@@ -60,7 +67,7 @@ class EpochContents:
             random = np.random.default_rng((self.seed, epoch, SPEEDS))
             shared_out = random.permuted(np.tile(self.speeds, (groups, 1)), axis=1).ravel()
             speeds[np.argsort(-seconds, kind="stable")] = shared_out[: self.size]
-        return Occurrences(indices, speeds, seconds / speeds)
+        return Occurrences(indices, speeds, seconds / speeds, self._draw_windows(indices, epoch))
 
     def longest_seconds(self) -> np.ndarray:
         """Returns (N,) durations, longest first, of which the i-th is at least the i-th longest of every epoch."""
@@ -68,6 +75,17 @@ class EpochContents:
         if len(self.speeds):  # neighbours that share the speeds out are at most as long as the first of them
             seconds = (seconds[:: len(self.speeds), None] / self.speeds).ravel()[: self.size]
         return -np.sort(-seconds)
+
+    def _draw_windows(self, indices: np.ndarray, epoch: int) -> np.ndarray:
+        if self.windows == 1:
+            return np.zeros(self.size, dtype=int)
+        random, tars = np.random.default_rng((self.seed, epoch, TARS)), self.tars[indices]
+        sizes = np.bincount(tars[tars >= 0], minlength=self.tars.max() + 1)
+        order = random.permutation(len(sizes))
+        begins = np.empty(len(sizes))  # of each tar, as a share of the epoch
+        begins[order] = (np.cumsum(sizes[order]) - sizes[order]) / max(1, sizes.sum())
+        places = np.where(tars >= 0, begins[tars], random.random(self.size))
+        return (places * self.windows).astype(int)
 
     def _choose(self, phases: list[int]) -> np.ndarray:
         """Returns the indices of an epoch's utterances; a phase of 0 takes the longest that any phase takes."""

@@ -94,7 +94,7 @@ class EpochState(NamedTuple):
     segments: list[EpochSegment]  # of the epoch under way; none between epochs
     config: BatchConfig
     seed: int
-    utterances: str  # fingerprint of the training utterances, their factors and speeds
+    utterances: str  # fingerprint of the training utterances, their factors, speeds and windows
     text_normalizer: str = "basic"
 
     @classmethod
@@ -125,7 +125,8 @@ class EpochState(NamedTuple):
                             f"--seed {now.seed}: give that one, {remedy}")
         if self.utterances != now.utterances:
             raise DataError("the checkpoint stands within an epoch of other training utterances, of other factors of "
-                            f"--train_sets, or of another --speed_perturb: give those, {remedy}")
+                            "--train_sets, of another --shard_window, or of another --speed_perturb: give those, "
+                            f"{remedy}")
         if self.config != now.config and cut_short:
             raise DataError("within an epoch that --limit_train_batches or --overfit_batches cuts short, a run goes on "
                             f"with its own --batch_size, --batch_seconds and processes only: give those, {remedy}")

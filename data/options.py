@@ -94,6 +94,7 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
         train_sets: LibriSpeech's subsets, folders, manifests or tables; hibari*0.5 has half of hibari in each epoch
         val_sets: those that choose checkpoints
         speed_perturb: speeds to draw from in training, e.g. 0.9 1.0 1.1
+        shard_window: utterances, about, whose tar shards are read at one time; their order is drawn for each epoch
         skip_bad_audio: count files that cannot be read in place of stopping
         seed: of weights, order and augmentation
     """
@@ -101,6 +102,7 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
     train_sets: Annotated[list[Annotated[str, weighted_name]], "+"] = ("train-clean-100",)
     val_sets: Annotated[list[str], "+"] = ("dev-clean", "dev-other")
     speed_perturb: list[Annotated[float, speed]] = ()
+    shard_window: Annotated[int, positive_int] = 20_000
     skip_bad_audio: bool = False
     seed: Annotated[int, nonnegative_int] = 0
 

@@ -40,7 +40,8 @@ class DurationBatchSampler(Sampler[list[SampleRef]]):
     into batches of nearly one size. The number of batches follows from the longest durations that any epoch can have
     there: it is the same in every epoch, for every process, and a multiple of the number of processes, so that no
     process waits for a batch that another does not have, nothing is dropped, and the budget holds. When shuffled,
-    members change within buckets and batches change places, as a function of seed and epoch.
+    members change within buckets and batches change places, as a function of seed and epoch. Where an epoch has
+    windows, each bucket gives those of one after the other, and a batch comes in the window of its last member.
     Where every utterance is a batch already, a few of the shortest share one, over the budget.
 
     Args:
@@ -87,15 +88,19 @@ class DurationBatchSampler(Sampler[list[SampleRef]]):
         """
         purpose = TRAINING if self.shuffle else EVALUATION
         random = np.random.default_rng((self.contents.seed, self.epoch, purpose, *([segment] if segment else [])))
-        seconds, whole = self.contents.draw(self.epoch).seconds, pool is None
+        _, _, seconds, windows = self.contents.draw(self.epoch)
+        whole = pool is None
         pool = np.arange(len(seconds)) if whole else pool
         buckets = _split_buckets(pool[np.argsort(-seconds[pool], kind="stable")])
         counts = _batch_counts(self._longest if whole else [seconds[bucket] for bucket in buckets], config)
         batches = []
         for bucket, count in zip(buckets, counts, strict=True):
-            members = random.permutation(bucket) if self.shuffle else bucket
+            members = _by_window(random.permutation(bucket), windows) if self.shuffle else bucket
             batches += np.array_split(members, count)
-        return [batches[i] for i in random.permutation(len(batches))] if self.shuffle else batches
+        if not self.shuffle:
+            return batches
+        last = np.array([windows[batch[-1]] for batch in batches])
+        return [batches[i] for i in _by_window(random.permutation(len(batches)), last)]
 
     def padding(self) -> float:
         """Returns the share of padded audio that is padding, in the present epoch of this process."""
@@ -104,6 +109,11 @@ class DurationBatchSampler(Sampler[list[SampleRef]]):
 
     def _augmentation_seed(self, place: int) -> int:
         return int(np.random.SeedSequence((self.contents.seed, self.epoch, place)).generate_state(1)[0])
+
+
+def _by_window(places: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Returns the places in the order of their windows; those of one window stay in the order that they have."""
+    return places[np.argsort(windows[places], kind="stable")]
 
 
 def _split_buckets(longest_first: np.ndarray) -> list[np.ndarray]:

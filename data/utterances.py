@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.files.members import parse_member
 from utils.tokenizer import Tokenizer
 
 
@@ -54,6 +55,14 @@ class Utterances(Sequence[Utterance]):
     def seconds(self) -> np.ndarray:
         """Returns the (N,) durations."""
         return np.array(self._seconds)
+
+    def tars(self) -> np.ndarray:
+        """Returns the (N,) numbers of the tars that hold the utterances; -1 for a file of its own."""
+        numbers, found = {}, array("q")
+        for i in range(len(self)):
+            member = parse_member(marshal.loads(self._record(i))[1])
+            found.append(numbers.setdefault(member.tar, len(numbers)) if member else -1)
+        return np.array(found)
 
     def __len__(self) -> int:
         return len(self._seconds)

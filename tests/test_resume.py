@@ -201,15 +201,7 @@ def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, network, p
     whole, killed = (arguments(tmp_path / name, *flags, model=model) for name in ("whole", "killed"))
     assert run(*whole).returncode == 0
     for _ in range(kills):
-        before = newest(tmp_path / "killed")
-        process = start(*killed)
-        deadline = time.monotonic() + 100
-        while newest(tmp_path / "killed") == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3 * random.random())
-        assert process.poll() is None, f"it ended before it was killed: {process.stdout.read()}"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_within(tmp_path / "killed", *killed, seconds=0.3 * random.random())
     done = run(*killed)
     assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
@@ -218,6 +210,18 @@ def test_killed_again_and_again_it_ends_as_the_unbroken_one(tmp_path, network, p
     kept = [sorted((path.name, original_of(path).name) for path in (tmp_path / name / "checkpoints").glob("*.ckpt"))
             for name in ("whole", "killed")]
     assert kept[0] == kept[1] and len(kept[0]) == 3 + len(["last", "periodic", "best"])
+
+
+def kill_within(output: Path, *command: str, seconds: float) -> None:
+    """Starts a run that writes to `output`, and kills it so long after its first checkpoint."""
+    before, process = newest(output), start(*command)
+    deadline = time.monotonic() + 100
+    while newest(output) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    assert process.poll() is None, f"it ended before it was killed: {process.stdout.read()}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def newest(output: Path) -> int:

@@ -187,11 +187,13 @@ def test_padding_with_speeds_is_below_four_percent(options):
 
 
 MIXED = {"sets": [SetShare(100, 1.3), SetShare(80, 0.5), SetShare(120, 2)], "speeds": [0.9, 1.0, 1.1]}
+TARS = {"tars": np.arange(300) // 10, "window": 60}
+VARIANTS = pytest.mark.parametrize("options", [{}, MIXED, TARS, MIXED | TARS], ids=["plain", "mixed", "tars", "both"])
 CONFIGS = [BatchConfig(7), BatchConfig(5, None, 2), BatchConfig(1, 40.0, 3), BatchConfig(3, None, 1),
            BatchConfig(1, 90.0, 2)]
 
 
-@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
+@VARIANTS
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 3), (3, 2, 4), (0, 2, 1, 4), (4, 1, 4)], ids=str)
 def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order, options):
     """Stopped after a few batches and resumed with other sizes and processes, again and again."""
@@ -208,13 +210,13 @@ def test_an_epoch_goes_on_in_other_batches_without_repeating_or_dropping(order, 
     whole = DurationBatchSampler(EpochContents(seconds, **options), CONFIGS[0], shuffle=True)
     whole.set_epoch(epoch)
     assert sorted(seen) == sorted(ref for batch in whole for ref in batch), "with their speeds and seeds"
-    assert options or sorted(ref.index for ref in seen) == list(range(300))
+    assert "sets" in options or sorted(ref.index for ref in seen) == list(range(300))
     for sampler in processes:
         sampler.set_epoch(epoch + 1)
         assert len(list(sampler)) == len(sampler) == sampler.batches_per_epoch, "the next epoch is whole again"
 
 
-@pytest.mark.parametrize("options", [{}, MIXED], ids=["plain", "mixed"])
+@VARIANTS
 def test_the_same_batches_go_on_as_they_were(options):
     whole, = samplers(durations(300), **options)
     whole.set_epoch(2)
@@ -225,6 +227,51 @@ def test_the_same_batches_go_on_as_they_were(options):
 def test_what_is_left_must_suffice_for_the_processes():
     with pytest.raises(ValueError, match="^1 utterances cannot be shared by 2 processes$"):
         resumed(durations(20), BatchConfig(1, None, 2), 0, [EpochSegment(BatchConfig(1), 19)])
+
+
+def tars_at_once(order: np.ndarray) -> np.ndarray:
+    """How many tars are begun and not yet ended at each utterance, by the tars of the utterances in their order."""
+    _, begins = np.unique(order, return_index=True)
+    _, ends = np.unique(order[::-1], return_index=True)
+    changes = np.bincount(begins, minlength=len(order) + 1) - np.bincount(len(order) - ends, minlength=len(order) + 1)
+    return changes.cumsum()[:-1]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 8}, {"batch_seconds": 100.0}], ids=str)
+@pytest.mark.parametrize("world", [1, 3])
+def test_tars_are_read_a_few_at_a_time(world, options):
+    """By all processes alike, each tar in one or two windows of 15; their order, and which are together, changes."""
+    seconds, tars = durations(3000), np.random.default_rng(0).permutation(3000) // 20
+    processes, plain = (samplers(seconds, world, **options, **more) for more in ({"tars": tars, "window": 300}, {}))
+    orders = []
+    for epoch in range(2):
+        batches = [members(sampler, epoch) for sampler in processes]
+        assert {len(one) for one in batches} == {len(plain[0])}, "as many as without windows"
+        flat = [i for step in zip(*batches, strict=True) for batch in step for i in batch]
+        assert sorted(flat) == list(range(3000)), "every utterance once"
+        open_tars = tars_at_once(tars[flat])
+        assert max(open_tars) <= 50 and np.mean(open_tars) < 35
+        orders.append(list(dict.fromkeys(tars[flat])))
+    assert abs(processes[0].padding() - plain[0].padding()) < 0.01, "durations are as alike as without"
+    assert orders[0] != orders[1] and set(orders[0][:15]) != set(orders[1][:15])
+    assert max(tars_at_once(tars[[i for batch in members(plain[0]) for i in batch]])) > 140, "without: nearly all"
+
+
+def test_files_are_shared_out_to_the_windows():
+    """Of a mix of shards and files, each part of the epoch has both; its batches are drawn from all alike."""
+    tars = np.where(np.arange(3000) < 2000, np.arange(3000) // 20, -1)
+    sampler, = samplers(durations(3000), tars=tars, window=300)
+    order = np.array([i for batch in members(sampler) for i in batch])
+    assert sorted(order) == list(range(3000))
+    shares = [(tars[part] < 0).mean() for part in np.array_split(order, 10)]
+    assert 0.2 < min(shares) and max(shares) < 0.5
+
+
+def test_what_one_window_holds_has_the_batches_of_files():
+    plain, = samplers(durations(300))
+    for tars, window in ((np.arange(300) // 10, 300), (np.full(300, -1), 10)):
+        sampler, = samplers(durations(300), tars=tars, window=window)
+        assert members(sampler) == members(plain)
 
 
 class Listener(lightning.LightningModule):

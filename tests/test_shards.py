@@ -1,4 +1,4 @@
-"""Tar shards: written from any split, read by one seek, trained on as the files that they hold."""
+"""Tar shards: written from any split, read by one seek, trained on as the files that they hold, a few at a time."""
 
 import io
 import json
@@ -10,7 +10,8 @@ import torch
 from conftest import CORPUS, SPEECH
 from test_data import ALL, corpus, data_module, ids
 from test_readers import kaldi
-from training_runs import arguments, assert_same_end, checkpoint
+from test_resume import kill_within
+from training_runs import arguments, assert_same_end, checkpoint, run
 
 import train
 from data import convert, shard
@@ -56,16 +57,39 @@ def test_parts_of_files_become_files(tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_run_resumed_within_an_epoch_of_shards_ends_as_the_unbroken_one(tmp_path):
-    """With data workers."""
-    shard.build_shards("train", tmp_path / "shards", data_root=CORPUS, shard_size=4, cache_dir=tmp_path / "cache")
-    flags = ["--data_root", str(CORPUS), "--train_sets", str(tmp_path / "shards"), "--test_sets", "--epochs", "3",
-             "--batch_size", "3", "--speed_perturb", "0.9", "1.1", "--checkpoint_every", "5", "-w", "2"]
+def sharded(folder: Path) -> list[str]:
+    """The flags that train on five shards of two utterances, in windows of about two shards."""
+    shard.build_shards("train", folder / "shards", data_root=CORPUS, shard_size=2, cache_dir=folder / "cache")
+    return ["--data_root", str(CORPUS), "--train_sets", str(folder / "shards"), "--shard_window", "4", "--test_sets",
+            "--speed_perturb", "0.9", "1.1"]
+
+
+def test_a_run_resumed_within_an_epoch_of_shards_ends_as_the_unbroken_one(tmp_path, capsys):
+    """With data workers, in two windows of shards."""
+    flags = [*sharded(tmp_path), "--epochs", "3", "--batch_size", "3", "--checkpoint_every", "5", "-w", "2"]
     train.main(arguments(tmp_path / "whole", *flags))
     assert checkpoint(tmp_path / "whole", "periodic")["LibriSpeechDataModule"]["segments"], "not within an epoch"
     path = str(tmp_path / "whole" / "checkpoints" / "periodic.ckpt")
     train.main(arguments(tmp_path / "resumed", *flags, "--checkpoint_path", path))
     assert_same_end(tmp_path / "whole", tmp_path / "resumed")
+    with pytest.raises(SystemExit, match="2"):
+        train.main(arguments(tmp_path / "other", *flags, "--checkpoint_path", path, "--shard_window", "1"))
+    assert "within an epoch" in (error := capsys.readouterr().err) and "of another --shard_window" in error
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_killed_while_it_reads_shards_it_ends_as_the_unbroken_one(tmp_path, processes):
+    """kill -9 within an epoch, twice, with data workers; the same command goes on."""
+    flags = [*sharded(tmp_path), "--epochs", "8", "--batch_size", "1", "-w", "1", "--checkpoint_every", "1",
+             "--checkpoint_path", "auto", "--cpu_processes", str(processes)]
+    whole, killed = (arguments(tmp_path / name, *flags) for name in ("whole", "killed"))
+    assert run(*whole).returncode == 0
+    for seconds in (0.05, 0.2):
+        kill_within(tmp_path / "killed", *killed, seconds=seconds)
+    done = run(*killed)
+    assert done.returncode == 0, done.stderr
+    assert "going on" in done.stdout
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
 def write_tar(path: Path, **files: bytes) -> Path:
