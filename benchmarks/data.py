@@ -4,11 +4,12 @@
     python -m benchmarks.data --corpus FOLDER
 
 The recordings of a corpus are joined to FLAC files of 4 to 17 s, which soundfile decodes one by one, and the
-loader of training, without workers, as padded float32 batches of like durations. Then features on top: torchaudio's
-MelSpectrogram on each utterance, and the network's own on each batch. Last, the loader with each augmentation of
-training for every utterance.
+loader of training, without workers, as padded float32 batches of like durations, from these files and from a tar that
+holds them. Then features on top: torchaudio's MelSpectrogram on each utterance, and the network's own on each batch.
+Last, the loader with each augmentation of training for every utterance.
 """
 
+import tarfile
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from data.options import AugmentationOptions
 from data.sampler import BatchConfig, DurationBatchSampler
 from data.utterances import Utterance
 from models.components.features.logmel import FLOOR, LogMel
+from utils.files.members import Member
 from utils.process import keep_large_blocks
 from utils.tokenizer import CharTokenizer
 
@@ -35,19 +37,29 @@ AUGMENTED = {"noise": {"noise_db": [5.0, 40.0]}, "rooms": {"reverb_share": 1.0},
              "telephone": {"telephone_share": 1.0}, "gain": {"gain_db": [-15.0, 5.0]}}
 
 
-def loader(paths: list[Path], seconds: list[float], *, batch_size: int, **augmented) -> SpeechLoader:
+def pack(paths: list[Path], tar: Path) -> list[Member]:
+    """Puts the files into one tar shard."""
+    with tarfile.open(tar, "w") as archive:
+        for path in paths:
+            archive.add(path, path.name)
+    with tarfile.open(tar) as archive:
+        return [Member(str(tar), one.offset_data, one.size) for one in archive]
+
+
+def loader(paths: list[Path | Member], seconds: list[float], *, batch_size: int, **augmented) -> SpeechLoader:
     """Training's loader over these files, without workers."""
     tokenizer = CharTokenizer()
-    utterances = [Utterance(path.stem, str(path), "a", tokenizer.encode("a"), duration, "")
+    utterances = [Utterance(str(path), str(path), "a", tokenizer.encode("a"), duration, "")
                   for path, duration in zip(paths, seconds, strict=True)]
     batches = DurationBatchSampler(EpochContents(seconds), BatchConfig(batch_size), shuffle=True)
-    augment = Augmentation(AugmentationOptions(**augmented), paths[0].parent)
+    augment = Augmentation(AugmentationOptions(**augmented), Path(str(paths[0])).parent)
     return SpeechLoader(SpeechDataset(utterances, tokenizer, augment=augment), EpochProgress(batches), num_workers=0)
 
 
 def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:
     """Returns the functions to time, each of which reads all files once."""
     plain, ours = loader(paths, seconds, batch_size=batch_size), LogMel()
+    sharded = loader(pack(paths, paths[0].with_name("shard.tar")), seconds, batch_size=batch_size)
     everything = {name: value for options in AUGMENTED.values() for name, value in options.items()}
     augmented = {name: loader(paths, seconds, batch_size=batch_size, **options)
                  for name, options in {**AUGMENTED, "all augmentations": everything}.items()}
@@ -71,8 +83,8 @@ def cases_of(paths: list[Path], seconds: list[float], batch_size: int) -> dict:
         for path in paths:
             theirs(torch.from_numpy(soundfile.read(path, dtype="float32")[0])).clamp_min(FLOOR).log()
 
-    return {"soundfile": read, "loader": load, "soundfile + torchaudio's log-mel": read_and_extract,
-            "loader + log-mel, normalised": load_and_extract,
+    return {"soundfile": read, "loader": load, "loader, from a tar shard": partial(load, sharded),
+            "soundfile + torchaudio's log-mel": read_and_extract, "loader + log-mel, normalised": load_and_extract,
             **{f"loader + {name}": partial(load, batches) for name, batches in augmented.items()}}
 
 

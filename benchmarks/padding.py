@@ -9,6 +9,7 @@ from 1.3 to 35 s. Corpora at hand are probed. Training's batches are measured wi
 recipes have it: speeds that the sampler draws, and for comparison speeds that are drawn once the batches are made.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from data.sampler import BatchConfig, DurationBatchSampler
 from utils.audio import probe_seconds
 
 SPEEDS = (0.9, 1.0, 1.1)  # of the recipes
+WINDOWS = 10  # of an epoch, where it is read from tar shards
 Perturbed = list[tuple[np.ndarray, np.ndarray]]  # of each batch, its utterances and their speeds
 
 
@@ -46,9 +48,12 @@ def random_batches(size: int, random: np.random.Generator, batch_size: int = 32)
     return np.split(random.permutation(size), range(batch_size, size, batch_size))
 
 
-def our_batches(seconds: np.ndarray, config: BatchConfig, *, shuffle: bool = True, epoch: int = 0) -> list[np.ndarray]:
-    """An epoch of the sampler."""
-    sampler = DurationBatchSampler(EpochContents(seconds), config, shuffle=shuffle)
+def our_batches(seconds: np.ndarray, config: BatchConfig, *, shuffle: bool = True, epoch: int = 0,
+                windows: int = 1) -> list[np.ndarray]:
+    """An epoch of the sampler; of tar shards that are read ten at a time, where it has windows."""
+    tars = np.arange(len(seconds)) * 10 * windows // len(seconds)
+    contents = EpochContents(seconds, tars=tars, window=math.ceil(len(seconds) / windows))
+    sampler = DurationBatchSampler(contents, config, shuffle=shuffle)
     sampler.set_epoch(epoch)
     return [np.array([ref.index for ref in batch]) for batch in sampler]
 
@@ -88,8 +93,10 @@ def rows_of(name: str, seconds: np.ndarray, batch_seconds: float) -> list[dict]:
     """One row for each way to make batches."""
     random = np.random.default_rng(0)
     by_count, by_seconds = BatchConfig(32), BatchConfig(32, batch_seconds)
+    shards = f"shards in {WINDOWS} windows, --batch_size 32"
     epochs = {"random batches of 32": [random_batches(len(seconds), random) for _ in range(2)],
               "ours, --batch_size 32": [our_batches(seconds, by_count, epoch=epoch) for epoch in range(2)],
+              shards: [our_batches(seconds, by_count, epoch=epoch, windows=WINDOWS) for epoch in range(2)],
               f"ours, --batch_seconds {batch_seconds:g}": [our_batches(seconds, by_seconds, epoch=epoch)
                                                           for epoch in range(2)],
               "ours, evaluation": [our_batches(seconds, by_count, shuffle=False)] * 2}

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import lightning
@@ -140,7 +141,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         An epoch that goes on in other batches has another number of them than the next one, for which
         Lightning is told to ask again.
         """
-        self._train_loader = self._loader(self._training_utterances(), training=True)
+        self._train_loader = self._loader(self._training_utterances, training=True)
         self._refuse_less_than_a_batch()
         if self._resumed:
             past = self.trainer.current_epoch > self._resumed.epoch
@@ -164,7 +165,7 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     def statistics_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields `(waveforms, sample_counts)` of a fixed random part of the training sets, in all processes alike."""
-        utterances = self._training_utterances()
+        utterances = self._training_utterances
         dataset = SpeechDataset(utterances, self.tokenizer, skip_bad_audio=self.options.skip_bad_audio)
         chosen = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(self.options.seed))
         for i in chosen[:STATISTICS_UTTERANCES].tolist():
@@ -229,19 +230,25 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        lines = [f"{utterance.id} {utterance.seconds}" for utterance in self._training_utterances()]
-        lines += [str(share) for share in self._shares() if set(self.factors) - {1.0}]
-        lines += [f"speed {speed}" for speed in sorted(self.options.speed_perturb)]
-        if self._training_contents.windows > 1:
-            lines += [f"{self._training_contents.windows} windows of {self._training_contents.tars.tolist()}"]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        utterances, contents = self._training_utterances, self._training_contents
+        settings = [str(share) for share in self._shares() if set(self.factors) - {1.0}]
+        settings += [f"speed {speed}" for speed in sorted(self.options.speed_perturb)]
+        if contents.windows > 1:
+            settings += [f"{contents.windows} windows of {contents.tars.tolist()}"]
+        lines = chain((f"{id} {seconds}" for id, seconds in zip(utterances.ids(), utterances.seconds.tolist(),
+                                                              strict=True)), settings)
+        digest = hashlib.sha256(next(lines).encode())
+        for line in lines:
+            digest.update(f"\n{line}".encode())
+        return digest.hexdigest()
 
     @cached_property
     def _training_contents(self) -> EpochContents:
-        options, utterances = self.options, self._training_utterances()
+        options, utterances = self.options, self._training_utterances
         return EpochContents(utterances.seconds, self._shares(), speeds=options.speed_perturb, seed=options.seed,
                              tars=utterances.tars(), window=options.shard_window)
 
+    @cached_property
     def _training_utterances(self) -> Utterances:
         parts = [self.index(name, training=True).utterances for name in self.train_sets]
         return parts[0] if len(parts) == 1 else Utterances.join(parts, self.tokenizer)

@@ -2,7 +2,7 @@
 
 import marshal
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +56,15 @@ class Utterances(Sequence[Utterance]):
         """Returns the (N,) durations."""
         return np.array(self._seconds)
 
+    def ids(self) -> Iterator[str]:
+        """Yields the ids."""
+        return (id for id, *_ in self._fields())
+
     def tars(self) -> np.ndarray:
         """Returns the (N,) numbers of the tars that hold the utterances; -1 for a file of its own."""
         numbers, found = {}, array("q")
-        for i in range(len(self)):
-            member = parse_member(marshal.loads(self._record(i))[1])
+        for _, audio, *_ in self._fields():
+            member = parse_member(audio)
             found.append(numbers.setdefault(member.tar, len(numbers)) if member else -1)
         return np.array(found)
 
@@ -82,6 +86,9 @@ class Utterances(Sequence[Utterance]):
             chosen._ends.append(len(chosen._records))
             chosen._seconds.append(self._seconds[i])
         return chosen
+
+    def _fields(self) -> Iterator[tuple]:
+        return (marshal.loads(self._record(i)) for i in range(len(self)))
 
     def _record(self, i: int) -> bytearray:
         return self._records[self._ends[i] : self._ends[i + 1]]

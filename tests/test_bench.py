@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 
-from benchmarks import beam_search, data, gpu, las, padding, startup, training_step, transcribe
+from benchmarks import beam_search, data, gpu, large_corpus, las, padding, startup, training_step, transcribe
 from benchmarks.material import untrained, write_joined
 from benchmarks.measure import medians, show
 
 TINY = {
     padding: ["--utterances", "200"],
+    large_corpus: ["--hours", "4"],
     data: ["--utterances", "4", "--batch_size", "2", "--rounds", "1"],
     las: ["--size", "16", "--batch_size", "2", "--seconds", "1", "--characters", "6", "--rounds", "1", "--threads",
           "1"],

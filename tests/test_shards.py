@@ -79,13 +79,12 @@ def test_a_run_resumed_within_an_epoch_of_shards_ends_as_the_unbroken_one(tmp_pa
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_while_it_reads_shards_it_ends_as_the_unbroken_one(tmp_path, processes):
-    """kill -9 within an epoch, twice, with data workers; the same command goes on."""
+    """kill -9 within an epoch, with a data worker; the same command goes on."""
     flags = [*sharded(tmp_path), "--epochs", "8", "--batch_size", "1", "-w", "1", "--checkpoint_every", "1",
              "--checkpoint_path", "auto", "--cpu_processes", str(processes)]
     whole, killed = (arguments(tmp_path / name, *flags) for name in ("whole", "killed"))
     assert run(*whole).returncode == 0
-    for seconds in (0.05, 0.2):
-        kill_within(tmp_path / "killed", *killed, seconds=seconds)
+    kill_within(tmp_path / "killed", *killed, seconds=0.05)
     done = run(*killed)
     assert done.returncode == 0, done.stderr
     assert "going on" in done.stdout

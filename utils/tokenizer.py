@@ -1,6 +1,7 @@
 """Turns text into integers and back: the normaliser, and tokenizers by name."""
 
 import io
+import operator
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -219,4 +220,4 @@ def _learn_pieces(words: dict[str, int], vocab_size: int) -> list[str]:
 
 def ctc_frames_needed(tokens: list[int]) -> int:
     """Returns the fewest frames in which CTC can write `tokens`: repeats need a blank between them."""
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return len(tokens) + sum(map(operator.eq, tokens, tokens[1:]))

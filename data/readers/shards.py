@@ -56,7 +56,7 @@ def read_index(tar: Path) -> dict:
     """Returns the index of a shard, which is made and kept next to it where there is none. Raises DataError."""
     path = tar.with_suffix(INDEX)
     try:
-        state = _state(tar)
+        state = state_of(tar)
         index = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if index.get("state") == state:
             return index
@@ -70,7 +70,7 @@ def read_index(tar: Path) -> dict:
     return index
 
 
-def _state(tar: Path) -> list[int]:
+def state_of(tar: Path) -> list[int]:
     """Returns what changes with a tar: the version of the checks, its size, a sum of its beginning."""
     with open(tar, "rb") as file:
         return [CHECKS, tar.stat().st_size, zlib.crc32(file.read(MARK))]
