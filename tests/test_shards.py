@@ -80,7 +80,7 @@ def test_a_run_resumed_within_an_epoch_of_shards_ends_as_the_unbroken_one(tmp_pa
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_while_it_reads_shards_it_ends_as_the_unbroken_one(tmp_path, processes):
     """kill -9 within an epoch, with a data worker; the same command goes on."""
-    flags = [*sharded(tmp_path), "--epochs", "8", "--batch_size", "1", "-w", "1", "--checkpoint_every", "1",
+    flags = [*sharded(tmp_path), "--epochs", "8", "--batch_size", "2", "-w", "1", "--checkpoint_every", "1",
              "--checkpoint_path", "auto", "--cpu_processes", str(processes)]
     whole, killed = (arguments(tmp_path / name, *flags) for name in ("whole", "killed"))
     assert run(*whole).returncode == 0
