@@ -17,7 +17,6 @@ from benchmarks.measure import benchmark_parser, clock_of, medians, prepare, sho
 from benchmarks.recognisers import references
 from models import Transcriber
 from models.export.__main__ import main as export_onnx
-from models.export.onnx import quantize
 from utils.audio import SAMPLE_RATE, load_audio
 from utils.checkpoint.__main__ import export
 from utils.metrics import count_errors
@@ -26,13 +25,13 @@ from utils.tokenizer import normalize
 
 def write_files(checkpoint: str, folder: Path) -> dict[str, Path]:
     """Returns the files of every kind, by its name."""
-    files = {"float32, safetensors": folder / "32.safetensors", "float16, safetensors": folder / "16.safetensors",
-             "float32, ONNX": folder / "32.onnx", "8-bit integers, ONNX": folder / "8.onnx"}
+    files = {"float32, safetensors": folder / "a.safetensors", "float16, safetensors": folder / "b.safetensors",
+             "float32, ONNX": folder / "c.onnx", "8-bit integers, ONNX": folder / "d.onnx"}
     paths = list(files.values())
-    export(checkpoint, paths[0])
+    export(checkpoint, paths[0], torch.float32)
     export(checkpoint, paths[1], torch.float16)
     export_onnx([checkpoint, str(paths[2])])
-    paths[3].write_bytes(quantize(paths[2].read_bytes()))
+    export_onnx([checkpoint, str(paths[3]), "--int8"])
     return files
 
 
@@ -48,7 +47,7 @@ def transcribing(path: Path, waveforms: list[torch.Tensor]) -> Callable[[], list
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=3)
     parser.set_defaults(threads=1)
-    parser.add_argument("--checkpoint", default="english", help="of a CTC network")
+    parser.add_argument("--checkpoint", default="english", help="whose network is exported")
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the corpora")
     parser.add_argument("--sets", nargs="+", default=["test-other"], help="splits to transcribe")
     parser.add_argument("--limit", type=int, help="recordings, spread over all of them")
@@ -64,8 +63,10 @@ def main() -> None:
         cases = {name: transcribing(path, waveforms) for name, path in files.items()}
         seconds = medians(cases, rounds=args.rounds, clock=clock_of(args))
         errors = {name: count_errors(expected, case()) for name, case in cases.items()}
-        rows = [{"file": name, "MB": path.stat().st_size / 1e6, "real-time factor": seconds[name] / audio,
-                 "WER %": 100 * errors[name].wer, "CER %": 100 * errors[name].cer} for name, path in files.items()]
+        sizes = {name: sum(part.stat().st_size for part in path.parent.glob(f"{path.stem}.*"))  # a speller is a part
+                 for name, path in files.items()}
+        rows = [{"file": name, "MB": sizes[name] / 1e6, "real-time factor": seconds[name] / audio,
+                 "WER %": 100 * errors[name].wer, "CER %": 100 * errors[name].cer} for name in files]
     show("exported networks", rows, json_path=args.json, recordings=len(waveforms), seconds=round(audio),
          words=errors[rows[0]["file"]].words)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.components.attention import AttentionType, soft_diagonal
+from models.components.attention import AttentionType, Memory, soft_diagonal
 from models.components.masks import Lengths, length_mask
 from models.ctc import ctc_loss
 from models.fast_speller import fast_forward
@@ -107,10 +107,13 @@ class LAS(Recognizer, name="las"):
     def attend_and_spell(self, encoding: ListenerOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns (B, U + 1, V) log-probabilities and (B, U + 1, T) attention weights, given the reference's tokens."""
         inputs = F.pad(batch.tokens, (1, 0), value=self.tokenizer.sos)
-        memory = self.speller.attention.precompute(encoding.frames, encoding.lengths)
         ramp = min(1.0, self.steps / max(self.scheduled_sampling_steps, 1))
         rate = self.scheduled_sampling * ramp if self.training else 0.0
-        return fast_forward(self.speller, inputs, memory, rate)
+        return fast_forward(self.speller, inputs, self.memory(encoding), rate)
+
+    def memory(self, encoding: ListenerOutput) -> Memory:
+        """Returns what the speller attends to."""
+        return self.speller.attention.precompute(encoding.frames, encoding.lengths)
 
     def loss(self, encoding: ListenerOutput, batch: Batch) -> dict[str, Tensor]:
         """Returns sums over the batch: the loss and its parts, nats, and the diagonality of the attention.
@@ -192,7 +195,7 @@ class LAS(Recognizer, name="las"):
         """Returns the scorers of `size` hypotheses per utterance that have a weight, with their weights."""
         scorers, ctc_weight = [], options.ctc_score_weight if self.ctc is not None else 0.0
         if ctc_weight < 1:
-            memory = self.speller.attention.precompute(encoding.frames, encoding.lengths).repeat(size)
+            memory = self.memory(encoding).repeat(size)
             scorers.append((1 - ctc_weight, SpellerScorer(self.speller, memory, options.coverage_weight)))
         if ctc_weight > 0:
             log_probs, lengths = (part.repeat_interleave(size, dim=0) for part in self.ctc_log_probs(encoding))
@@ -215,7 +218,7 @@ class LAS(Recognizer, name="las"):
 
     def _align_by_attention(self, encoding: ListenerOutput, texts: list[str]) -> list[list[Word]]:
         """Puts each token at the mean of its attention weights, one encoder frame long."""
-        tokens = [torch.tensor(self.tokenizer.encode(text), device=encoding.frames.device) for text in texts]
+        tokens = [torch.tensor(self.tokenizer.encode(text), device=self.device) for text in texts]
         batch = Batch(None, None, pad_sequence(tokens, batch_first=True).long(), None, texts, texts, [])
         log_probs, weights = self.attend_and_spell(encoding, batch)
         frames = torch.arange(weights.shape[2], device=weights.device, dtype=weights.dtype)

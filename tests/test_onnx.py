@@ -7,23 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CORPUS, ROOT, SPEECH, VARIANTS, tiny_network
+from conftest import CORPUS, ROOT, SPEECH, TINY, VARIANTS, tiny_network
 from test_streaming import causal_network
 from torch.nn.utils.rnn import pad_sequence
 
 import evaluate
 import inference
-from models import Recognizer, Transcriber
+from models import LAS, OnnxLAS, Recognizer, Transcriber
 from models.export import __main__ as export_module
+from models.export.las import export_las
 from models.export.onnx import export_onnx, quantize
-from models.inference.onnx import OnnxRecognizer
+from models.inference.onnx import read_onnx
 from utils.audio import load_audio
 from utils.decoding.options import DecodingOptions
+from utils.types import Batch
 
 pytest.importorskip("onnxscript", reason="requirements-export.txt is not installed")
 
 CTC = [name for name, (model, _) in VARIANTS.items() if model != "las"]
-EVERYDAY = ("lookahead", "lstm", "conformer-local-ctc")  # an export takes seconds; `pytest -m long` runs all
+WITH_ATTENTION = [name for name in VARIANTS if name not in CTC]
+# an export takes seconds; `pytest -m long` runs all
+EVERYDAY = ("lookahead", "lstm", "conformer-local-ctc", "las", "las-location")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +41,25 @@ def exported(tmp_path_factory):
             if network.features.feature_norm == "global":
                 waveform = load_audio(SPEECH[0])
                 network.features.fit_global_statistics([(waveform[None], torch.tensor([len(waveform)]))])
-            export_onnx(network, path)
+            if isinstance(network, LAS):
+                for weight in network.speller.parameters():
+                    weight.data *= 2  # so that its texts are more than one letter again and again
+            (export_las if isinstance(network, LAS) else export_onnx)(network, path)
             made[variant] = network, path
         return made[variant]
 
     return export
+
+
+def write_checkpoint(network: Recognizer, path: Path) -> None:
+    """Writes a network as a checkpoint."""
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"recognizer": network.config, "state_dict": state}, path)
+
+
+def variants(names: list[str]) -> list:
+    """Parameters of a test: those that are not for every day are long."""
+    return [name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def speech() -> list[torch.Tensor]:
@@ -58,12 +76,11 @@ def outputs(network: Recognizer, waveforms: list[torch.Tensor]) -> tuple[torch.T
     return *network.ctc_log_probs(encoding), network.alignment_log_probs(encoding)
 
 
-@pytest.mark.parametrize("variant", [name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.long)
-                                     for name in CTC])
+@pytest.mark.parametrize("variant", variants(CTC))
 def test_onnxruntime_computes_what_pytorch_does(exported, variant):
     """In a batch and alone: the same log-probabilities, and an utterance's own whatever it is padded to."""
     network, path = exported(variant)
-    other, waveforms = OnnxRecognizer.from_file(path), speech()
+    other, waveforms = read_onnx(path), speech()
     expected, found = outputs(network, waveforms), outputs(other, waveforms)
     assert torch.equal(expected[1], found[1]) and expected[0].shape == found[0].shape
     for i, (waveform, length) in enumerate(zip(waveforms, expected[1].tolist(), strict=True)):
@@ -90,8 +107,7 @@ def test_transcripts_are_those_of_the_checkpoint(exported, decoding):
 def test_the_command_line(exported, tmp_path, capsys):
     """A checkpoint becomes a file, with which the programs transcribe and evaluate."""
     network, path = exported("lookahead")
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"recognizer": network.config, "state_dict": state}, tmp_path / "x.ckpt")
+    write_checkpoint(network, tmp_path / "x.ckpt")
     export_module.main([str(tmp_path / "x.ckpt"), str(tmp_path / "x.onnx"), "--int8"])
     assert re.fullmatch(rf"{tmp_path}/x.onnx: 0\.\d MB, opset 18; .* by at most 0\.0\d*\n", capsys.readouterr().out)
     with pytest.raises(SystemExit) as leave:
@@ -104,7 +120,7 @@ def test_the_command_line(exported, tmp_path, capsys):
     with pytest.raises(SystemExit):
         inference.main(["--checkpoint", str(path), "--stream"])
     assert "x.onnx takes whole recordings" in capsys.readouterr().err
-    other = OnnxRecognizer.from_file(path)
+    other = read_onnx(path)
     assert other.config == network.config and other.ctc_frame_samples == network.ctc_frame_samples
     assert str(ROOT).encode() not in path.read_bytes(), "a path of this machine"
 
@@ -118,7 +134,7 @@ def test_eight_bits(exported, tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "x.onnx").graph.node]
     whole = [node for node in onnx.load(path).graph.node if node.op_type in ("MatMul", "Gemm")]
     assert kinds.count("MatMulInteger") == sum("features" not in node.name for node in whole) - 3 * 2  # attention's own
-    expected, found = (outputs(one, speech()) for one in (network, OnnxRecognizer.from_file(tmp_path / "x.onnx")))
+    expected, found = (outputs(one, speech()) for one in (network, read_onnx(tmp_path / "x.onnx")))
     assert 0 < float((expected[0] - found[0])[1].abs().max()) < 0.05
 
 
@@ -144,6 +160,62 @@ def test_steps_of_a_stream_give_what_the_whole_gives(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit):
         inference.main(["--checkpoint", str(tmp_path / "x.onnx"), "--stream"])
     assert len(capsys.readouterr().out.strip()) > 5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("variant", variants(WITH_ATTENTION))
+def test_las_is_a_listener_and_a_speller(exported, variant):
+    """Log-probabilities of a text, in a padded batch and alone; texts and times of words by greedy and beam search."""
+    network, path = exported(variant)
+    other, waveforms, tokens = read_onnx(path), speech(), torch.randint(1, network.tokenizer.ctc_size, (3, 7))
+
+    def padded(waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return pad_sequence(waveforms, batch_first=True), torch.tensor([len(waveform) for waveform in waveforms])
+
+    def predicted(network: Recognizer, some: slice) -> torch.Tensor:
+        return network(Batch(*padded(waveforms[some]), tokens[some], torch.tensor([7, 7, 7][some]), [], [], []))[0]
+
+    found = predicted(other, slice(3))
+    torch.testing.assert_close(found, predicted(network, slice(3)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:1], predicted(other, slice(1)), atol=1e-4, rtol=0)
+    recordings = [load_audio(path) for path in SPEECH[:5]]
+    assert isinstance(other, OnnxLAS)
+    assert other.decode(other.encode(*padded(recordings))) == network.decode(network.encode(*padded(recordings)))
+    for decoding in (DecodingOptions(), DecodingOptions(decoder="beam", beam_size=3, ctc_score_weight=0.3, nbest=2)):
+        for recording in recordings[:2]:
+            expected, found = (Transcriber(one, decoding).transcribe(recording) for one in (network, other))
+            assert decoding.decoder == "greedy" or len(found.text) > 5
+            assert [one.text for one in found.candidates] == [one.text for one in expected.candidates]
+            assert [word[:3] for word in found.words] == [word[:3] for word in expected.words]
+
+
+def test_las_on_the_command_line(exported, tmp_path, capsys):
+    """The programs take the pair for the checkpoint, in 8 bits too; half a pair is refused in one line."""
+    network, path = exported("las")
+    write_checkpoint(network, path.with_name("x.ckpt"))
+    texts = []
+    for checkpoint in (path.with_name("x.ckpt"), path):
+        with pytest.raises(SystemExit):
+            inference.main(["--checkpoint", str(checkpoint), "--audio", *map(str, SPEECH[:3])])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and len(texts[0].splitlines()) >= 3
+    torch.manual_seed(0)
+    options = {**TINY["las"], "attention": "location", "pyramid_layers": 1, "speller_layers": 1}
+    write_checkpoint(Recognizer.build("las", **options), tmp_path / "x.ckpt")
+    export_module.main([str(tmp_path / "x.ckpt"), str(tmp_path / "x.onnx"), "--int8"])
+    assert re.fullmatch(rf"{tmp_path}/x.onnx and {tmp_path}/x.speller.onnx: 0\.\d MB, .* by at most 0\.0\d*\n",
+                        capsys.readouterr().out)
+    assert b"MatMulInteger" in (tmp_path / "x.speller.onnx").read_bytes()
+    for file, make, message in (
+            ("x.onnx", lambda speller: speller.write_bytes(path.with_name("x.speller.onnx").read_bytes()),
+             "x.speller.onnx next to it was not exported with it"),
+            ("x.speller.onnx", lambda speller: None, "a speller: name the file of its listener"),
+            ("x.onnx", lambda speller: speller.unlink(), "needs x.speller.onnx next to it")):
+        make(tmp_path / "x.speller.onnx")
+        with pytest.raises(SystemExit) as leave:
+            inference.main(["--checkpoint", str(tmp_path / file), "--audio", str(SPEECH[0])])
+        line, = capsys.readouterr().err.splitlines()
+        assert leave.value.code == 2 and message in line and str(tmp_path / file) in line
 
 
 def foreign(path: Path) -> None:
@@ -190,11 +262,9 @@ def test_other_files_are_refused_in_one_line(exported, tmp_path, capsys):
 
 
 def test_what_cannot_be_exported_is_said(tmp_path, capsys, monkeypatch):
-    """An attention network, one that needs the whole recording, a wrong name, a missing package."""
-    for variant in ("las", "mingru"):
-        network = tiny_network(variant)
-        state = {f"network.{name}": value for name, value in network.state_dict().items()}
-        torch.save({"recognizer": network.config, "state_dict": state}, tmp_path / f"{variant}.ckpt")
+    """Networks that need the whole recording, a wrong name, a missing package."""
+    for variant in ("las", "conformer", "mingru"):
+        write_checkpoint(tiny_network(variant), tmp_path / f"{variant}.ckpt")
 
     def error(source: str, target: str, *flags: str) -> str:
         with pytest.raises(SystemExit) as leave:
@@ -203,7 +273,8 @@ def test_what_cannot_be_exported_is_said(tmp_path, capsys, monkeypatch):
         assert leave.value.code == 2 and not (tmp_path / target).exists()
         return line
 
-    assert "a las network cannot be exported to ONNX" in error("las.ckpt", "x.onnx")
+    for model in ("las", "conformer"):
+        assert f"a {model} network needs the whole recording" in error(f"{model}.ckpt", "x.onnx", "--stream")
     assert "train with --no-bidirectional" in error("mingru.ckpt", "x.onnx", "--stream")
     assert "x.pt: must end in .onnx" in error("mingru.ckpt", "x.pt")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
@@ -211,4 +282,4 @@ def test_what_cannot_be_exported_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "y.onnx").touch()
     with pytest.raises(ImportError, match="y.onnx: needs onnxruntime: pip install -r requirements-export.txt"):
-        OnnxRecognizer.from_file(tmp_path / "y.onnx")
+        read_onnx(tmp_path / "y.onnx")

@@ -1,4 +1,4 @@
-"""CTC networks as ONNX files, features inside: samples in, log-probabilities out.
+"""CTC networks as ONNX files, features inside: samples in, log-probabilities out; `las` has those with attention.
 
 A file takes any batch of recordings, padded, of any lengths:
 
@@ -28,9 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from models.components.streaming import StreamingEncoder
 from models.ctc import CTCRecognizer
 from models.export.layers import with_exportable_layers
-from models.inference.onnx import STEP, VERSION, WHOLE
+from models.inference.onnx import VERSION
+from models.inference.streaming import StreamingRecognizer
+from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE
 from utils.errors import UsageError
 from utils.files.atomic import atomic_write
@@ -57,8 +60,8 @@ class WholeRecordings(nn.Module):
         return (*outputs, self.network.alignment_log_probs(encoding)) if self.network.local_ctc_weight else outputs
 
 
-def export_onnx(network: CTCRecognizer, path, *, stream: bool = False, int8: bool = False) -> None:
-    """Writes a network as an ONNX file.
+def export_onnx(network: Recognizer, path, *, stream: bool = False, int8: bool = False) -> None:
+    """Writes a CTC network as an ONNX file.
 
     Args:
         network: on the CPU.
@@ -66,40 +69,35 @@ def export_onnx(network: CTCRecognizer, path, *, stream: bool = False, int8: boo
         stream: whether the file computes the next frames of a stream.
         int8: whether matrices are 8-bit integers, and so are, while it runs, the activations that they multiply.
 
-    Raises UsageError for an attention network, StreamingError for a network that cannot stream, ImportError where a
+    Raises UsageError for another kind of network, StreamingError for a network that cannot stream, ImportError where a
     package is missing, and OSError.
     """
-    if not isinstance(network, CTCRecognizer):
-        raise UsageError(f"a {network.name} network cannot be exported to ONNX, only CTC networks can")
-    exportable = with_exportable_layers(network)
-    program = trace_step(exportable) if stream else trace_whole(exportable)
-    metadata = {"format_version": VERSION, "config": json.dumps(network.config),
-                "time_stride": str(network.time_stride)}
+    exportable, metadata = with_exportable_layers(network), {"time_stride": str(network.time_stride)}
     if stream:
-        encoder = network.streaming_encoder()
+        encoder = StreamingRecognizer(exportable).encoder
         metadata |= {"context": str(encoder.context), "lookahead": str(encoder.lookahead)}
-    for node in program.model.graph.all_nodes():
-        if "network.features" in node.metadata_props.get(SCOPES, ""):
-            node.name = f"{FEATURES}{node.name}"
-        node.metadata_props.clear()  # paths on this machine
-    program.model.metadata_props.update(metadata)
-    content = program.model_proto.SerializeToString()
-    atomic_write(path, quantize(content) if int8 else content)
+        program = trace_step(encoder)
+    elif isinstance(network, CTCRecognizer):
+        outputs = ["log_probs", "lengths", "alignment_log_probs"][: 3 if network.local_ctc_weight else 2]
+        program = trace_whole(WholeRecordings(exportable), outputs)
+    else:
+        raise UsageError(f"a {network.name} network cannot be exported to ONNX, only CTC networks and las can")
+    atomic_write(path, file_content(program, network, int8=int8, **metadata))
 
 
-def trace_whole(network: CTCRecognizer) -> "ONNXProgram":
-    """Returns the program of a network for whole recordings. Raises ImportError."""
-    outputs = ["log_probs", "lengths", "alignment_log_probs"][: 3 if network.local_ctc_weight else 2]
+def trace_whole(module: nn.Module, outputs: list[str]) -> "ONNXProgram":
+    """Returns the program of a module that takes whole recordings. Raises ImportError."""
     inputs = torch.zeros(2, 2 * SAMPLE_RATE), torch.tensor([2 * SAMPLE_RATE, SAMPLE_RATE])
-    return trace(WholeRecordings(network), inputs, WHOLE, outputs, ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}))
+    return trace(module, inputs, ["waveforms", "sample_counts"], outputs,
+                 ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}))
 
 
-def trace_step(network: CTCRecognizer) -> "ONNXProgram":
-    """Returns the program of a network for the next frames of a stream. Raises StreamingError and ImportError."""
-    encoder = network.streaming_encoder()
+def trace_step(encoder: StreamingEncoder) -> "ONNXProgram":
+    """Returns the program of a network for the next frames of a stream. Raises ImportError."""
     states = [f"state_{i}" for i in range(len(encoder.states))]
     inputs = torch.zeros(1, SAMPLE_RATE), torch.arange(10), *encoder.states
-    return trace(encoder.step, inputs, [*STEP, *states], ["log_probs", *(f"{name}_after" for name in states)],
+    return trace(encoder.step, inputs, ["samples", "frames", *states],
+                 ["log_probs", *(f"{name}_after" for name in states)],
                  ({1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, (None,) * len(states)))
 
 
@@ -117,19 +115,32 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], input_names: list[str], o
                                  input_names=input_names, output_names=output_names, dynamic_shapes=dynamic_shapes)
 
 
+def file_content(program: "ONNXProgram", network: Recognizer, *, int8: bool, **metadata: str) -> bytes:
+    """Returns the content of a program's file, which has the network's config, and so its tokenizer, and `metadata`."""
+    for node in program.model.graph.all_nodes():
+        if "network.features" in node.metadata_props.get(SCOPES, ""):
+            node.name = f"{FEATURES}{node.name}"
+        node.metadata_props.clear()  # paths on this machine
+    program.model.metadata_props.update(metadata, format_version=VERSION, config=json.dumps(network.config))
+    content = program.model_proto.SerializeToString()
+    return quantize(content) if int8 else content
+
+
 def quantize(content: bytes) -> bytes:
     """Returns the content of a file whose matrices are 8-bit integers, all but those of the features.
 
     They are unsigned: products of unsigned and signed bytes overflow in processors that have AVX2 alone, and
-    log-probabilities were 16 times as far off.
+    log-probabilities were 16 times as far off. Vectors stay, too: onnxruntime takes no product with one.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().setLevel(logging.ERROR)  # it recommends a preparation that these graphs do not need
     model = onnx.load_from_string(content)
-    features = [node.name for node in model.graph.node if node.name.startswith(FEATURES)]
+    vectors = {weight.name for weight in model.graph.initializer if len(weight.dims) == 1}
+    excluded = [node.name for node in model.graph.node if node.name.startswith(FEATURES)
+                or (node.op_type == "MatMul" and node.input[1] in vectors)]
     with tempfile.TemporaryDirectory() as folder:
         quantize_dynamic(model, Path(folder, "x.onnx"), op_types_to_quantize=["MatMul", "LSTM"],
-                         nodes_to_exclude=features, per_channel=True, weight_type=QuantType.QUInt8)
+                         nodes_to_exclude=excluded, per_channel=True, weight_type=QuantType.QUInt8)
         return Path(folder, "x.onnx").read_bytes()

@@ -1,6 +1,7 @@
-"""CTC networks from ONNX files, run by onnxruntime on the CPU."""
+"""CTC networks from ONNX files, run by onnxruntime on the CPU; `onnx_las` has those with attention."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,65 +21,80 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 SUFFIX, VERSION = ".onnx", "1"  # the version stands in a file's metadata
-WHOLE, STEP = ["waveforms", "sample_counts"], ["samples", "frames"]  # inputs of both kinds of files: models/export
+FOREIGN = "not a network of this project, or of another version: `python -m models.export` writes those"
 
 
-class OnnxRecognizer(CTCRecognizer):
-    """A network of which onnxruntime computes the log-probabilities; what comes after them is any CTC network's.
+class OnnxFile:
+    """A file that `python -m models.export` wrote, open in onnxruntime.
 
-    Args:
-        path: the file, for errors.
-        session: onnxruntime's.
-        config: of the network that was exported.
-        time_stride: feature frames per CTC frame.
+    Raises CheckpointError for any other file, and ImportError without onnxruntime.
     """
 
-    inputs = WHOLE
-
-    def __init__(self, path, session: "InferenceSession", config: dict, time_stride: int):
-        names = {option.name for option in constructor_options(CTCRecognizer)}
-        super().__init__(**{name: value for name, value in config.items() if name in names})
-        self.path, self.session, self.config, self.time_stride = path, session, config, time_stride
-        self.name = config["model"]
-
-    @staticmethod
-    def from_file(path) -> "OnnxRecognizer":
-        """Returns the network of a file that `python -m models.export` wrote.
-
-        Raises CheckpointError for any other file, and ImportError without onnxruntime.
-        """
-        path = Path(path)
-        session = open_session(path)
-        metadata = session.get_modelmeta().custom_metadata_map
-        inputs = [one.name for one in session.get_inputs()][:2]
-        kinds = [kind for kind in (OnnxRecognizer, OnnxStream) if kind.inputs == inputs]
-        if metadata.get("format_version") != VERSION or not kinds:
-            raise CheckpointError(path, "not a network of this project, or of another version: `python -m "
-                                        "models.export` writes those")
-        try:
-            config = json.loads(metadata["config"])
-            check_config(config)
-            network = kinds[0](path, session, config, int(metadata["time_stride"])).eval()
-            if session.get_outputs()[0].shape[-1] != network.tokenizer.ctc_size:
-                raise ValidationError("damaged: its network and its tokenizer differ in size")
-        except ValidationError as error:
-            raise CheckpointError(path, printable(error, 200)) from None
-        except (LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(path, f"damaged: {' '.join(str(error).split())[:200]}") from None
-        return network
+    def __init__(self, path):
+        self.path, self.session = Path(path), open_session(Path(path))
+        self.inputs, self.outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.metadata = self.session.get_modelmeta().custom_metadata_map
+        if self.metadata.get("format_version") != VERSION:
+            raise CheckpointError(path, FOREIGN)
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         """Returns the outputs for inputs in the file's order. Raises CheckpointError where they cannot be computed."""
-        names = [one.name for one in self.session.get_inputs()]
+        names = [one.name for one in self.inputs]
         arrays = [one.detach().cpu().numpy() for one in inputs]
         try:
             return list(map(torch.from_numpy, self.session.run(None, dict(zip(names, arrays, strict=True)))))
         except Exception as error:  # onnxruntime has one for each fault, with no base of their own
             raise cannot_run(self.path, error) from None
 
+
+KINDS: dict[tuple[str, ...], Callable[[OnnxFile, dict], Recognizer]] = {}  # by a file's first two outputs
+
+
+def read_onnx(path) -> Recognizer:
+    """Returns the network of a file that `python -m models.export` wrote.
+
+    Raises CheckpointError for any other file, and ImportError without onnxruntime.
+    """
+    file = OnnxFile(path)
+    kind = KINDS.get(tuple(one.name for one in file.outputs[:2]))
+    if kind is None:
+        raise CheckpointError(path, FOREIGN)
+    try:
+        config = json.loads(file.metadata["config"])
+        check_config(config)
+        return kind(file, config).eval()
+    except ValidationError as error:
+        raise CheckpointError(path, printable(error, 200)) from None
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(path, f"damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def options_of(cls: type[Recognizer], config: dict) -> dict:
+    """Returns what a config says of the options of a network's class."""
+    names = {option.name for option in constructor_options(cls)}
+    return {name: value for name, value in config.items() if name in names}
+
+
+class OnnxRecognizer(CTCRecognizer):
+    """A network of which onnxruntime computes the log-probabilities; what comes after them is any CTC network's.
+
+    Args:
+        file: what `export_onnx` wrote.
+        config: of the network that was exported.
+    """
+
+    def __init__(self, file: OnnxFile, config: dict):
+        super().__init__(**options_of(CTCRecognizer, config))
+        self.file, self.config, self.name = file, config, config["model"]
+        self.time_stride = int(file.metadata["time_stride"])
+        if file.outputs[0].shape[-1] != self.tokenizer.ctc_size:
+            raise ValidationError("damaged: its network and its tokenizer differ in size")
+
     def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
         """Returns log-probabilities in the place of encoder output. Raises CheckpointError."""
-        return Encoding(*self.run(waveforms, sample_counts))
+        return Encoding(*self.file.run(waveforms, sample_counts))
 
     def ctc_log_probs(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """Returns (B, T, V) float32 log-probabilities of the blank and the tokens, and (B,) lengths."""
@@ -90,7 +106,7 @@ class OnnxRecognizer(CTCRecognizer):
 
     def streaming_encoder(self) -> StreamingEncoder:
         """Raises StreamingError: the file takes whole recordings."""
-        raise StreamingError(f"{self.path} takes whole recordings; python -m models.export --stream writes others")
+        raise StreamingError(f"{self.file.path} takes whole recordings; python -m models.export --stream writes others")
 
     def output_lengths(self, frames: Lengths) -> Lengths:
         """Returns the CTC frames of `frames` feature frames."""
@@ -100,13 +116,11 @@ class OnnxRecognizer(CTCRecognizer):
 class OnnxStream(OnnxRecognizer):
     """A network whose file computes the next frames of a stream; a recording is one as well."""
 
-    inputs = STEP
-
     def streaming_encoder(self) -> StreamingEncoder:
         """Returns the encoder of one stream."""
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        states = [torch.zeros(one.shape) for one in self.session.get_inputs()[len(STEP) :]]
-        return StreamingEncoder(self.run, states, frame=self.ctc_frame_samples, context=int(metadata["context"]),
+        metadata = self.file.metadata
+        states = [torch.zeros(one.shape) for one in self.file.inputs[2:]]
+        return StreamingEncoder(self.file.run, states, frame=self.ctc_frame_samples, context=int(metadata["context"]),
                                 lookahead=int(metadata["lookahead"]))
 
     def encode(self, waveforms: Tensor, sample_counts: Tensor) -> Encoding:
@@ -141,4 +155,5 @@ def cannot_run(path, error: Exception) -> CheckpointError:
     return CheckpointError(path, f"onnxruntime cannot run it ({' '.join(str(error).split())[:120]})")
 
 
-Recognizer.formats[SUFFIX] = OnnxRecognizer.from_file
+KINDS |= {("log_probs", "lengths"): OnnxRecognizer, ("log_probs", "state_0_after"): OnnxStream}
+Recognizer.formats[SUFFIX] = read_onnx
