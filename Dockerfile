@@ -7,7 +7,10 @@
 # is installed; code that compiles CUDA itself needs the base nvidia/cuda:13.0.2-devel-ubuntu24.04 and its Python.
 # `--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu` leaves CUDA out, for a smaller image.
 #
-# Not yet built with Docker: pip resolved and fetched requirements-web.txt in an empty environment, the rest is untried.
+# Not yet built with Docker, for want of a daemon. Its steps were tried by hand on Debian 12 with the Python 3.11 that it
+# has: the files that .dockerignore lets through, owned by root, and a user without rights; the page answered on 0.0.0.0
+# and transcribed an upload, and so did inference.py. pip resolved and fetched requirements-web.txt in an empty
+# environment. The wheels ask Debian for glibc, libstdc++, libgcc and zlib alone, so nothing is installed with apt.
 # The page needs a network in pretrained/, or `--checkpoint` with a mounted one.
 FROM python:3.11-slim-bookworm
 ARG TORCH_INDEX=https://pypi.org/simple
