@@ -133,8 +133,7 @@ class LookaheadConv(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns (B, T, H) of the same shape; frames beyond each length count as zeros."""
-        padded = F.pad(mask_frames(x, lengths).transpose(1, 2), (0, self.context))  # (B, H, T + context)
-        return self.conv(padded).transpose(1, 2)
+        return depthwise(self.conv, F.pad(mask_frames(x, lengths), (0, 0, 0, self.context)))
 
 
 class ShortConv(nn.Module):
@@ -158,10 +157,14 @@ class ShortConv(nn.Module):
         return self.add(x, F.pad(mask_frames(x, lengths), (0, 0, self.past, future)))
 
     def add(self, x: Tensor, padded: Tensor) -> Tensor:
-        """Returns x, (B, T, H), plus the convolution of (B, T + kernel - 1, H), which is x between its neighbours.
+        """Returns x, (B, T, H), plus the convolution of (B, T + kernel - 1, H), which is x between its neighbours."""
+        return x + depthwise(self.conv, padded)
 
-        Images of one row take two thirds of the time that PyTorch's one-dimensional convolution takes on a CPU.
-        """
-        rows = padded.transpose(1, 2)[:, :, None]  # (B, H, 1, T + kernel - 1)
-        out = F.conv2d(rows, self.conv.weight[:, :, None], self.conv.bias, groups=self.conv.groups)
-        return x + out[:, :, 0].transpose(1, 2)
+
+def depthwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Returns what a convolution with one filter per feature gives, (B, T - kernel + 1, H) of (B, T, H).
+
+    It takes the frames for images of one row, which PyTorch convolves in half to two thirds of the time on a CPU.
+    """
+    rows = x.transpose(1, 2)[:, :, None]  # (B, H, 1, T)
+    return F.conv2d(rows, conv.weight[:, :, None], conv.bias, groups=conv.groups)[:, :, 0].transpose(1, 2)

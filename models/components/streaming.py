@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.convolution import depthwise
 from utils.errors import UserError
 
 
@@ -56,7 +57,7 @@ class StreamingStep(nn.Module):
         if network.lookahead is not None:
             x = torch.cat([*states, x * (frames >= 0)[:, None]], dim=1)  # the states that are left: earlier outputs
             after.append(x[:, -network.lookahead.context :])
-            x = network.lookahead.conv(x.transpose(1, 2)).transpose(1, 2)
+            x = depthwise(network.lookahead.conv, x)
         return network.head(x).float().log_softmax(dim=-1), *after
 
 
