@@ -87,7 +87,7 @@ def test_killed_while_it_reads_shards_it_ends_as_the_unbroken_one(tmp_path, proc
     kill_within(tmp_path / "killed", *killed, seconds=0.05)
     done = run(*killed)
     assert done.returncode == 0, done.stderr
-    assert "going on" in done.stdout
+    assert "begins anew" not in done.stdout
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
