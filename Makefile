@@ -3,6 +3,7 @@
 # make lint    the linter that CI runs
 # make web     install, serve a page that transcribes at http://127.0.0.1:7860
 # make english CORPORA=FOLDER TEXT=FILE   train the network of pretrained/english anew; goes on where it was stopped
+# make english-streaming CORPORA=FOLDER TEXT=FILE   the same for pretrained/english-streaming
 # make bench   install, measure on the CPU; tables on the screen, JSON in runs/bench
 # make gpu     everything that a GPU changes, tests and timings, in nine minutes; installs nothing; writes runs/gpu/gpu.md
 # make clean   delete .venv, caches and the demo corpus; runs/ with its checkpoints stays
@@ -16,7 +17,7 @@ TESTERS ?= 2
 CONFIG := configs/$(MODEL)_demo.yaml
 RUN := runs/$(MODEL)_demo
 
-.PHONY: demo english test lint web bench gpu install clean
+.PHONY: demo english english-streaming test lint web bench gpu install clean
 
 install: .venv/installed
 
@@ -56,7 +57,8 @@ web: install
 # Needs `pip install py-nanotts` and `apt install flite` in addition to what `make install` brings.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
-ENGLISH := runs/deepspeech2_english
+RECIPE ?= deepspeech2_english
+ENGLISH := runs/$(RECIPE)
 BEST := $(ENGLISH)/checkpoints/best.ckpt
 SPEECH_hibari := --hours 16 --seed 1
 SPEECH_nanotts := --hours 3 --seed 2
@@ -64,12 +66,15 @@ SPEECH_flite := --hours 3 --seed 2
 
 english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
 
+english-streaming:
+	$(MAKE) english RECIPE=deepspeech2_english_streaming
+
 data/corpora/%/corpus.json: | .venv/installed
 	$(PY) -m data.synthetic --output data/corpora/$* --engine $* $(SPEECH_$*) --text $(TEXT)
 
 $(ENGLISH)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
-	$(PY) train.py --config configs/deepspeech2_english.yaml --checkpoint_path auto
+	$(PY) train.py --config configs/$(RECIPE).yaml --checkpoint_path auto
 
 $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
