@@ -220,7 +220,7 @@ def test_the_flags_of_a_network_build_it_again(tmp_path, capsys):
 # -- what ships ------------------------------------------------------------------------------------
 
 SHIPPED = sorted(path.parent.name for path in (ROOT / "pretrained").glob("*/model.safetensors"))
-needs_networks = pytest.mark.skipif("english" not in SHIPPED, reason="no pretrained/english/model.safetensors yet")
+needs_networks = pytest.mark.skipif(len(SHIPPED) < 2, reason="no pretrained/*/model.safetensors of both networks yet")
 
 
 @needs_networks
@@ -244,16 +244,17 @@ def test_a_shipped_network_is_whole(name):
 
 
 @needs_networks
-def test_the_network_for_english_writes_what_is_said():
-    """21 % of the characters of these recordings are wrong; of a network that guesses, three quarters would be."""
+@pytest.mark.parametrize(("name", "bound"), [("english", 0.2), ("english-streaming", 0.36)])
+def test_the_networks_for_english_write_what_is_said(name, bound):
+    """17 % and 31 % of the characters of these recordings are wrong; of a network that guesses, three quarters."""
     lines = [line.split(" ", 1) for path in (ROOT / "tests" / "corpus").rglob("*.trans.txt")
              for line in path.read_text().splitlines()]
     texts = {key: text.lower() for key, text in lines}
-    transcriber = Transcriber(pretrained.DEFAULT)
+    transcriber = Transcriber(name)
     found = [transcriber.transcribe(path).text for path in SPEECH]
-    assert count_errors([texts[path.stem] for path in SPEECH], found).cer < 0.25
+    assert count_errors([texts[path.stem] for path in SPEECH], found).cer < bound
 
 
-@pytest.mark.skipif("english-streaming" not in SHIPPED, reason="no pretrained/english-streaming/model.safetensors yet")
+@needs_networks
 def test_the_streaming_network_streams():
     assert Recognizer.from_checkpoint(pretrained.STREAMING).streaming_encoder()
