@@ -29,7 +29,7 @@ BYTES, LETTERS = 16_500, 14.6  # per second of audio, of FLAC and of text
 
 
 def write_shards(folder: Path, seconds: np.ndarray) -> None:
-    """Tars without content, and the indexes that say what lies in them."""
+    """Writes tars without content, and the indexes that say what lies in them."""
     words = np.array("the of and to a in he was that his it had with as i her for she not but at on you be".split())
     random = np.random.default_rng(0)
     text = " ".join(random.choice(words, 20_000))
@@ -39,41 +39,22 @@ def write_shards(folder: Path, seconds: np.ndarray) -> None:
         with open(tar, "wb") as file:
             file.truncate(int(ends[-1]))
         starts = random.integers(0, len(text) - 600, len(part))
-        rows = [
-            [
-                f"{number}-{i}-{number:04d}{i:05d}",
-                text[start : start + int(duration * LETTERS)].strip(),
-                f"{i}",
-                int(end - duration * BYTES),
-                int(duration * BYTES),
-                float(duration),
-            ]
-            for i, (duration, end, start) in enumerate(zip(part, ends, starts, strict=True))
-        ]
+        rows = [[f"{number}-{i}-{number:04d}{i:05d}", text[start : start + int(duration * LETTERS)].strip(), f"{i}",
+                 int(end - duration * BYTES), int(duration * BYTES), float(duration)]
+                for i, (duration, end, start) in enumerate(zip(part, ends, starts, strict=True))]
         tar.with_suffix(INDEX).write_text(json.dumps({"state": state_of(tar), "utterances": rows, "left_out": {}}))
 
 
 def stages(folder: Path) -> dict[str, Callable[[], object]]:
-    """What a run does before its first step, in order."""
+    """Returns what a run does before its first step, in order."""
     options = TrainingDataOptions(
-        data_root=str(folder),
-        train_sets=["shards"],
-        val_sets=[],
-        test_sets=[],
-        speed_perturb=[0.9, 1.0, 1.1],
-        batch_seconds=400.0,
-        num_workers=0,
-        cache_dir=str(folder / "cache"),
-    )
+        data_root=str(folder), train_sets=["shards"], val_sets=[], test_sets=[], speed_perturb=[0.9, 1.0, 1.1],
+        batch_seconds=400.0, num_workers=0, cache_dir=str(folder / "cache"))
     network = Recognizer.build("deepspeech2")
     data = LibriSpeechDataModule(options, CharTokenizer(), output_frames=network.output_frames)
-    return {
-        "index": data.prepare_data,
-        "loader": data.train_dataloader,
-        "fingerprint": data.state_dict,
-        "plan of an epoch": lambda: next(iter(data.train_dataloader().batch_sampler)),
-        "all batches of an epoch": lambda: sum(1 for _ in data.train_dataloader().batch_sampler),
-    }
+    return {"index": data.prepare_data, "loader": data.train_dataloader, "fingerprint": data.state_dict,
+            "plan of an epoch": lambda: next(iter(data.train_dataloader().batch_sampler)),
+            "all batches of an epoch": lambda: sum(1 for _ in data.train_dataloader().batch_sampler)}
 
 
 def main() -> None:
@@ -90,20 +71,10 @@ def main() -> None:
         for name, stage in stages(Path(folder)).items():
             started, wall = time.process_time(), time.perf_counter()
             stage()
-            rows.append(
-                {
-                    "what": name,
-                    "processor s": time.process_time() - started,
-                    "wall s": time.perf_counter() - wall,
-                    "peak GB": peak_memory() / 1e9,
-                }
-            )
-    show(
-        f"before the first step of {seconds.sum() / 3600:,.0f} hours, {len(seconds):,} utterances",
-        rows,
-        json_path=args.json,
-        **{"GB before": round(before / 1e9, 2)},
-    )
+            rows.append({"what": name, "processor s": time.process_time() - started,
+                         "wall s": time.perf_counter() - wall, "peak GB": peak_memory() / 1e9})
+    show(f"before the first step of {seconds.sum() / 3600:,.0f} hours, {len(seconds):,} utterances", rows,
+         json_path=args.json, **{"GB before": round(before / 1e9, 2)})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class StreamingError(UserError):
 
 
 class StreamingStep(nn.Module):
-    """What a unidirectional Deep Speech 2 computes for the next frames of a stream, from the states before them.
+    """Computes the next frames of a stream by a unidirectional Deep Speech 2, from the states before them.
 
     Args:
         network: has the layers `features`, `cnn`, `project`, `rnn`, `lookahead` and `head`.

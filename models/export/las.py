@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class WholeListener(nn.Module):
-    """What the listener's file computes."""
+    """Computes what the listener's file does."""
 
     def __init__(self, network: LAS):
         super().__init__()
@@ -46,7 +46,7 @@ class WholeListener(nn.Module):
 
 
 class SpellerStep(nn.Module):
-    """What the speller's file computes."""
+    """Computes what the speller's file does."""
 
     def __init__(self, speller: Speller):
         super().__init__()

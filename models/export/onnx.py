@@ -47,7 +47,7 @@ FEATURES = "features_"  # how the names of the features' operators begin
 
 
 class WholeRecordings(nn.Module):
-    """What the file of the first kind computes."""
+    """Computes what a file for whole recordings does."""
 
     def __init__(self, network: CTCRecognizer):
         super().__init__()
