@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
-from models.components.convolution import ConvFrontend
+from models.components.convolution import ConvFrontend, depthwise
 from models.components.masks import Lengths, length_mask, mask_frames
 from models.ctc import CTCRecognizer, Encoding
+from utils.cli.values import PositiveInt
 
 
 class FeedForward(nn.Sequential):
@@ -86,13 +87,14 @@ class ConvolutionModule(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(size)
         self.gate = nn.Linear(size, 2 * size)
-        self.depthwise = nn.Conv1d(size, size, kernel, padding=kernel // 2, groups=size)
+        self.context = kernel // 2  # frames that the convolution sees on either side
+        self.depthwise = nn.Conv1d(size, size, kernel, groups=size)
         self.out = nn.Sequential(nn.LayerNorm(size), nn.SiLU(), nn.Linear(size, size), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Returns (B, T, D) of (B, T, D) frames with (B,) lengths, beyond which the convolution reads zeros."""
         x = mask_frames(F.glu(self.gate(self.norm(x)), dim=-1), lengths)
-        return self.out(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
+        return self.out(depthwise(self.depthwise, F.pad(x, (0, 0, self.context, self.context))))
 
 
 class ConformerBlock(EncoderLayer):
@@ -127,9 +129,9 @@ class Conformer(CTCRecognizer, name="conformer"):
         dropout: after each module, in the feed-forward modules and on the attention weights.
     """
 
-    def __init__(self, *, conv_channels: int = 144, time_stride: int = 4, encoder_size: int = 144,
-                 encoder_layers: int = 16, attention_heads: int = 4, conv_kernel: int = 31, dropout: float = 0.1,
-                 **shared):
+    def __init__(self, *, conv_channels: PositiveInt = 144, time_stride: int = 4, encoder_size: PositiveInt = 144,
+                 encoder_layers: PositiveInt = 16, attention_heads: PositiveInt = 4, conv_kernel: int = 31,
+                 dropout: float = 0.1, **shared):
         super().__init__(**shared)
         if attention_heads < 1 or encoder_size % (2 * attention_heads):
             raise ValueError(f"encoder_size {encoder_size} must be a multiple of twice attention_heads "

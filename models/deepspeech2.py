@@ -16,6 +16,7 @@ from models.components.recurrent import Norm, RecurrentBlock, RNNType
 from models.components.streaming import StreamingEncoder, StreamingError, StreamingStep
 from models.ctc import CTCRecognizer, Encoding
 from models.mingru.layer import ScanType
+from utils.cli.values import PositiveInt
 
 
 class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
@@ -37,10 +38,10 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         mingru_scan: how minGRU's states are computed in training: a scan in linear or log space, or in sequence.
     """
 
-    def __init__(self, *, conv_channels: int = 32, time_stride: int = 2, residual_blocks: int = 2,
-                 rnn_type: RNNType = "gru", rnn_size: int = 512, rnn_layers: int = 5, bidirectional: bool = True,
-                 lookahead: int = 20, rnn_conv: int = 0, rnn_residual: bool = False, rnn_norm: Norm = "layer",
-                 dropout: float = 0.2, mingru_scan: ScanType = "linear", **shared):
+    def __init__(self, *, conv_channels: PositiveInt = 32, time_stride: int = 2, residual_blocks: int = 2,
+                 rnn_type: RNNType = "gru", rnn_size: PositiveInt = 512, rnn_layers: PositiveInt = 5,
+                 bidirectional: bool = True, lookahead: int = 20, rnn_conv: int = 0, rnn_residual: bool = False,
+                 rnn_norm: Norm = "layer", dropout: float = 0.2, mingru_scan: ScanType = "linear", **shared):
         super().__init__(**shared)
         self.time_stride = time_stride
         self.cnn = ConvFrontend(conv_channels, self.features.size, residual_blocks, time_stride=time_stride,

@@ -25,6 +25,7 @@ from models.listener import Frontend, Listener, ListenerOutput
 from models.recognizer import Recognizer
 from models.speller import Speller, SpellerScorer
 from utils.audio import SAMPLE_RATE
+from utils.cli.values import PositiveInt
 from utils.decoding.alignment import align_ctc, join_words
 from utils.decoding.beam_search import Hypothesis, WeightedScorers, beam_search
 from utils.decoding.decoder import Decoder
@@ -64,10 +65,10 @@ class LAS(Recognizer, name="las"):
 
     autoregressive = True
 
-    def __init__(self, *, frontend: Frontend = "none", conv_channels: int = 32, residual_blocks: int = 1,
-                 listener_size: int = 256, pyramid_layers: int = 3,
-                 attention: AttentionType = "content", attention_size: int = 256,
-                 speller_size: int = 512, speller_layers: int = 2, embedding_size: int = 256,
+    def __init__(self, *, frontend: Frontend = "none", conv_channels: PositiveInt = 32, residual_blocks: int = 1,
+                 listener_size: PositiveInt = 256, pyramid_layers: int = 3,
+                 attention: AttentionType = "content", attention_size: PositiveInt = 256,
+                 speller_size: PositiveInt = 512, speller_layers: PositiveInt = 2, embedding_size: PositiveInt = 256,
                  tied_embedding: bool = False, dropout: float = 0.2,
                  scheduled_sampling: float = 0.1, scheduled_sampling_steps: int = 10_000, label_smoothing: float = 0.1,
                  ctc_weight: float = 0.3, guided_weight: float = 0.0, guided_steps: int = 2000, **shared):

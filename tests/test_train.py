@@ -198,8 +198,9 @@ def test_a_wrong_flag_is_named(flags, message):
     (["--strategy", "ddp_spawn"], "take ddp"),
     (["--strategy", "fsdp", "--ema_decay", "0.9"], "no process with all the weights"),
     (["--gradient_checkpointing", "--rnn_norm", "batch"], "would count every batch twice"),
-    (["--rnn_layers", "0"], "network cannot be built: mat1 and mat2 shapes cannot be multiplied"),
-    (["--conv_channels", "0"], "network cannot be built: "), (["--rnn_size", "0"], "network cannot be built: "),
+    (["--rnn_layers", "0"], "--rnn_layers: 0 must be at least 1"),
+    (["--conv_channels", "0"], "--conv_channels: 0 must be at least 1"),
+    (["--rnn_size", "0"], "--rnn_size: 0 must be at least 1"),
     (["--time_share", "2"], "network cannot be built: time_share 2.0 must be 0 to 1"),
     (["--time_masks", "-1"], "-1 must be at least 0"), (["--speed_perturb", "0.001"], "0.001 must be 0.1 to 10"),
 ])

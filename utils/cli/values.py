@@ -3,6 +3,7 @@
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from typing import Annotated
 
 MOST_TIMES = 1000  # that an epoch may have a training set; more is a slip of the hand
 
@@ -29,6 +30,7 @@ share = _number(float, "at least 0 and below 1", lambda value: 0 <= value < 1)
 probability = _number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 decibels = _number(float, "from -100 to 100", lambda value: -100 <= value <= 100)
 positive_int = _number(int, f"at least 1 and at most {LARGEST}", lambda value: 1 <= value <= LARGEST)
+PositiveInt = Annotated[int, positive_int]  # of a constructor: a size or a number of layers
 nonnegative_int = _number(int, f"at least 0 and at most {LARGEST}", lambda value: 0 <= value <= LARGEST)
 thread_count = _number(int, "1 to 1024", lambda value: 1 <= value <= 1024)
 speed = _number(float, "0.1 to 10", lambda value: 0.1 <= value <= 10)
