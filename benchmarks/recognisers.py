@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Run(NamedTuple):
-    """What one recogniser did with one set."""
+    """Result of one recogniser on one set."""
 
     errors: ErrorCounts
     seconds: float

@@ -163,7 +163,7 @@ def step(network: Recognizer, optimizer: torch.optim.Optimizer, batch: Batch, *,
 
 
 def command(case: str, args: argparse.Namespace) -> list[str]:
-    """What measures one row in a process of its own."""
+    """Returns the command that measures one row in a process of its own."""
     return [sys.executable, "-m", "benchmarks.training_step", "--case", case, "--device", args.device, "--threads",
             str(args.threads), "--budget", str(args.budget), "--steps", str(args.steps)]
 

@@ -244,9 +244,9 @@ def test_a_shipped_network_is_whole(name):
 
 
 @needs_networks
-@pytest.mark.parametrize(("name", "bound"), [("english", 0.2), ("english-streaming", 0.36)])
+@pytest.mark.parametrize(("name", "bound"), [("english", 0.18), ("english-streaming", 0.36)])
 def test_the_networks_for_english_write_what_is_said(name, bound):
-    """17 % and 31 % of the characters of these recordings are wrong; of a network that guesses, three quarters."""
+    """15 % and 31 % of the characters of these recordings are wrong; of a network that guesses, three quarters."""
     lines = [line.split(" ", 1) for path in (ROOT / "tests" / "corpus").rglob("*.trans.txt")
              for line in path.read_text().splitlines()]
     texts = {key: text.lower() for key, text in lines}

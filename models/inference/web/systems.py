@@ -30,7 +30,7 @@ DRAWN_SECONDS = 20  # of a recording that its figure shows, from the beginning
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What visitors may take of the machine.
+    """Bounds of what visitors may take of the machine.
 
     Args:
         max_seconds: longest recording.
@@ -48,7 +48,7 @@ class Limits:
 
 
 class Answer(NamedTuple):
-    """What a system made of a recording."""
+    """A system's transcript of a recording."""
 
     system: str
     transcript: Transcript
