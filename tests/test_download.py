@@ -67,6 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, asked = self.server, self.headers.get("Range")
+        stalled = server.stalled
         server.asked.append((self.path, asked))
         if server.garbage:
             self.wfile.write(b"this is not HTTP\r\n")
@@ -79,9 +80,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(server.content) - start))
         self.end_headers()
         self.wfile.write(server.content[start : server.until])
-        if server.stalled:
+        if stalled:
             self.wfile.flush()
-            server.stalled.wait(10)
+            stalled.wait(60)
 
     def log_message(self, *args):
         pass
@@ -468,3 +469,20 @@ def test_the_data_module_names_an_unknown_split(server, tmp_path):
     with pytest.raises(DataError, match="'dev-cleen'.*--data_root.*dev-clean") as error:
         data.prepare_data()
     assert "\n" not in str(error.value) and server.asked == []
+
+
+@pytest.mark.parametrize("locks", ["locks", "no locks"])
+def test_one_whose_connection_breaks_when_another_has_finished_leaves_nothing(server, tmp_path, locks):
+    """With locks the other one is a person who puts the file there by hand."""
+    server.until, server.stalled = HALF, threading.Event()
+    target = tmp_path / f"{NAME}.tar.gz"
+    first = fetcher(server, target, locks)
+    wait_until(lambda: sum(part.stat().st_size for part in tmp_path.glob("*.part")) > 0)
+    stalled, server.until, server.stalled = server.stalled, None, None
+    if locks == "locks":
+        target.write_bytes(ARCHIVE)
+    else:
+        assert fetcher(server, target, locks).wait(60) == 0
+    stalled.set()
+    assert first.wait(60) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, f"{target.name}.sha256"}

@@ -46,7 +46,7 @@ def fetch(address: str, target: Path, checksum: str) -> Path:
         while not target.exists():
             with _claim_part(target) as part:
                 if part and not target.exists():
-                    _download(address, part, target, checksum)
+                    _download_unless_there(address, part, target, checksum)
         if not _is_verified(target, checksum):
             raise DownloadError(f"{target}: wrong checksum; delete it, and the next run fetches it again")
         return target
@@ -74,10 +74,10 @@ def _claim_part(target: Path) -> Iterator[_Part | None]:
 
     A lock keeps other processes from it; without locks a name of its own, which only one process can give it.
     """
-    shared = target.with_name(f"{target.name}.part")
+    shared = _shared_part(target)
     with shared.open("a+b") as file:
         if _wait_for_lock(file, target):
-            yield from _lend(_Part(shared, file), shared)
+            yield from _lend(_Part(shared, file), target)
             return
     own = target.with_name(f"{_own_prefix(target)}{secrets.token_hex(4)}.part")
     try:
@@ -86,15 +86,23 @@ def _claim_part(target: Path) -> Iterator[_Part | None]:
         yield None
         return
     with own.open("a+b") as file:
-        yield from _lend(_Part(own, file), shared)
+        yield from _lend(_Part(own, file), target)
+
+
+def _shared_part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
 
 
 def _own_prefix(target: Path) -> str:
     return f".{target.name}."
 
 
-def _lend(part: _Part, shared: Path) -> Iterator[_Part | None]:
-    """Yields a part, and None where it was moved or deleted since it was opened; what is left of it can be resumed."""
+def _lend(part: _Part, target: Path) -> Iterator[_Part | None]:
+    """Yields a part, and None where it was moved or deleted since it was opened.
+
+    What is left of it stays as `NAME.part` to be resumed, unless the target is there by now: whoever ends last, the
+    one that finished or one whose connection broke, deletes it.
+    """
     if not _is_at(*part):
         yield None
         return
@@ -103,9 +111,11 @@ def _lend(part: _Part, shared: Path) -> Iterator[_Part | None]:
     finally:
         if _is_at(*part):
             if part.file.seek(0, os.SEEK_END):
-                part.path.rename(shared)
+                part.path.rename(_shared_part(target))
             else:
                 part.path.unlink()
+        if target.exists():
+            _shared_part(target).unlink(missing_ok=True)
 
 
 def _wait_for_lock(file: BinaryIO, target: Path) -> bool:
@@ -121,6 +131,15 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _download_unless_there(address: str, part: _Part, target: Path, checksum: str) -> None:
+    """Downloads to `target`; a download that breaks off is no error where another process has finished by then."""
+    try:
+        _download(address, part, target, checksum)
+    except (OSError, http.client.HTTPException):
+        if not target.exists():
+            raise
 
 
 def _download(address: str, part: _Part, target: Path, checksum: str) -> None:
