@@ -142,13 +142,13 @@ def test_a_server_that_fails_in_the_middle(tmp_path, monkeypatch, server, then):
     """Training goes on to its end; the archive holds the whole run, and becomes an experiment of its own."""
     output = tmp_path / "run"
     started = time.monotonic()
-    with start(*arguments(output, "--epochs", "12", *LOGGED, "--batch_size", "2")) as process:
-        wait_for(process, "epoch   1")
-        pace = time.monotonic() - started  # of the machine: a start and two epochs
-        while not server.metrics(key_of(output), "val/wer"):
-            time.sleep(0.05)
-        server.stop() if then == "dies" else setattr(server, "mode", then)
-        printed, _ = process.communicate(timeout=200)
+    process = start(*arguments(output, "--epochs", "12", *LOGGED, "--batch_size", "2"))
+    wait_for(process, "epoch   1")
+    pace = time.monotonic() - started  # of the machine: a start and two epochs
+    while not server.metrics(key_of(output), "val/wer"):
+        time.sleep(0.05)
+    server.stop() if then == "dies" else setattr(server, "mode", then)
+    printed = "".join(process.communicate(timeout=200))
     assert process.returncode == 0 and (output / "results.json").is_file()
     assert time.monotonic() - started < 4 * pace + (120 if then == "hangs" else 30)
     archive, = archives(output)

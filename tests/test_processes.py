@@ -71,7 +71,7 @@ def test_a_process_that_dies_takes_the_run_down(tmp_path, whom):
     child = child_of(process.pid)
     started = time.monotonic()
     os.kill(child if whom == "child" else process.pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=180)  # the child holds the screen too, so both have ended
+    output = "".join(process.communicate(timeout=180))  # the child holds the screen too, so both have ended
     while is_running(child) and time.monotonic() - started < 30:  # it closes its files before it is gone
         time.sleep(0.01)
     assert time.monotonic() - started < 30

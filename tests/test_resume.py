@@ -219,9 +219,9 @@ def kill_within(output: Path, *command: str, seconds: float) -> None:
     while newest(output) == before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(seconds)
-    assert process.poll() is None, f"it ended before it was killed: {process.stdout.read()}"
+    assert process.poll() is None, f"it ended before it was killed: {process.communicate(timeout=10)}"
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=100)
 
 
 def newest(output: Path) -> int:
@@ -240,7 +240,7 @@ def newest(output: Path) -> int:
 def test_told_to_end_it_saves_and_goes_on_exactly(tmp_path, network, number, whom, more):
     """As a scheduler signals every process of a run, its data workers among them, or one; or as Ctrl-C does."""
     model, options = NETWORKS[network]
-    flags = ["--epochs", "8", "--batch_size", "1", *AUGMENTED, *options, *more, "--test_sets"]
+    flags = ["--epochs", "5", "--batch_size", "1", *AUGMENTED, *options, *more, "--test_sets"]
     whole, cut = (arguments(tmp_path / name, *flags, model=model) for name in ("whole", "cut"))
     process = start(*cut)
     wait_for(process, "epoch   1")
@@ -248,7 +248,7 @@ def test_told_to_end_it_saves_and_goes_on_exactly(tmp_path, network, number, who
         os.killpg(process.pid, number)
     else:
         os.kill(process.pid if whom == "first" else child_of(process.pid), number)
-    rest, _ = process.communicate(timeout=180)
+    rest = "".join(process.communicate(timeout=180))
     assert process.returncode == 128 + number, rest
     assert f"{number.name} at step" in rest and "goes on from here" in rest and "Traceback" not in rest
     for command in (whole, [*cut, "--checkpoint_path", "auto"]):  # processes like the first, with as many threads

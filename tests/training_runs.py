@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from conftest import CORPUS, ROOT, TINY
+from training_process import TrainingProcess
 
 DATA = [f"--data_root={CORPUS}", "--train_sets", "train", "--val_sets", "dev", "test", "--test_sets", "test"]
 RUN = ["-g", "0", "-w", "0", "--batch_size", "5", "--warmup_steps", "2", "--logger", "none", "--no-progress_bar"]
@@ -19,25 +20,28 @@ def arguments(output: Path, *more: str, model: str = "deepspeech2") -> list[str]
 
 
 def run(*argv: str, **environment: str) -> subprocess.CompletedProcess:
-    """`python train.py`, in a process of its own, as a user starts it."""
+    """`python train.py`, in a process of its own; where environment variables are given, in a new Python."""
+    if not environment:
+        process = start(*argv)
+        stdout, stderr = process.communicate(timeout=200)
+        return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
     return subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=200,
                           env=os.environ | environment)
 
 
-def start(*argv: str) -> subprocess.Popen:
+def start(*argv: str) -> TrainingProcess:
     """The same, under way: its output can be read, and it leads a session of its own, to be signalled as a whole."""
-    return subprocess.Popen([sys.executable, "train.py", *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.STDOUT, start_new_session=True)
+    return TrainingProcess(*argv)
 
 
-def wait_for(process: subprocess.Popen, beginning: str) -> None:
+def wait_for(process: TrainingProcess, beginning: str) -> None:
     """Reads the run's output up to a line that begins so."""
     lines = []
     for line in process.stdout:
         lines.append(line)
         if line.startswith(beginning):
             return
-    raise AssertionError(f"it ended before {beginning!r}:\n{''.join(lines)}")
+    raise AssertionError(f"it ended before {beginning!r}:\n{''.join(lines)}{process.communicate(timeout=10)[1]}")
 
 
 def checkpoint(output: Path, name: str = "last") -> dict:
