@@ -7,11 +7,10 @@
 # is installed; code that compiles CUDA itself needs the base nvidia/cuda:13.0.2-devel-ubuntu24.04 and its Python.
 # `--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu` leaves CUDA out, for a smaller image.
 #
-# Not yet built with Docker, for want of a daemon. Tried by hand on Debian 12 with its Python 3.11, as a user without
-# rights, on the files that .dockerignore lets through: the page answered on 0.0.0.0 and transcribed an upload, and so did
-# inference.py. The packages were installed already; a fresh installation was not finished: pip resolved and fetched
-# requirements-web.txt in an empty environment. Those with compiled parts that were looked at ask Debian for glibc,
-# libstdc++, libgcc and zlib alone, so nothing is installed with apt.
+# Not yet built with Docker, for want of a daemon. Its steps were run one by one on Debian 12 with its Python 3.11: both
+# pip commands in an empty environment (nothing had to be installed with apt), then, as a user without rights and on the
+# files that .dockerignore lets through, the page on 0.0.0.0, which transcribed an upload, and inference.py with beam
+# search.
 # The page needs a network in pretrained/, or `--checkpoint` with a mounted one.
 FROM python:3.11-slim-bookworm
 ARG TORCH_INDEX=https://pypi.org/simple
