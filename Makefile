@@ -10,7 +10,8 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-DEMO := data/corpora/demo
+ENGINE ?= hibari
+DEMO := data/corpora/demo-$(ENGINE)
 HOURS ?= 2
 MODEL ?= deepspeech2
 TESTERS ?= 2
@@ -29,10 +30,11 @@ install: .venv/installed
 	@touch $@
 
 demo: install
-	$(PY) -m data.synthetic --output $(DEMO) --hours $(HOURS)
+	$(PY) -m data.synthetic --output $(DEMO) --hours $(HOURS) --engine $(ENGINE)
 	rm -rf $(RUN)
 	$(PY) train.py --config $(CONFIG) --data_root $(DEMO) --output_dir $(RUN)
 	@audio=$$(find $(DEMO)/test -name '*.flac' | sort | head -n 1); $(SHOW) "--checkpoint $(RUN)/checkpoints/best.ckpt"
+	@audio=$(RECORDING); $(SHOW) "--checkpoint $(RUN)/checkpoints/best.ckpt"
 	@audio=$(RECORDING); $(SHOW) "--checkpoint english --decoder beam"
 
 # Prints what $$audio says, by its transcript and by inference.py with the given flags.
@@ -101,5 +103,5 @@ gpu:
 	$(or $(wildcard $(PY)),$(PYTHON)) -m benchmarks.gpu
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache $(DEMO) $(DEMO).partial
+	rm -rf .venv .cache .pytest_cache .ruff_cache data/corpora/demo-*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
