@@ -13,7 +13,7 @@ import yaml
 from conftest import CORPUS, PIECES, ROOT, SPEECH, greedy_texts, tiny_network
 from test_ctc_beam import ARPA, CHARACTERS
 from torch.nn.utils.rnn import pad_sequence
-from training_runs import arguments, assert_same_end, checkpoint, run
+from training_runs import arguments, assert_same_end, checkpoint, run_together
 
 import evaluate
 import train
@@ -128,7 +128,7 @@ def test_the_missing_library_is_named(tmp_path, capsys, monkeypatch):
 @needs_sentencepiece
 def test_two_processes_learn_the_same(whole, tmp_path):
     """Were they to differ, one of them would have another network, or other targets for it."""
-    done = run(*arguments(tmp_path / "run", *FLAGS, "--epochs", "1", "--cpu_processes", "2", "--batch_size", "3"))
+    done = run_together(2, *arguments(tmp_path / "run", *FLAGS, "--epochs", "1", "--batch_size", "3"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("80 pieces learnt from 10 transcripts") == 1
     assert checkpoint(tmp_path / "run")["recognizer"]["vocabulary"] == checkpoint(whole)["recognizer"]["vocabulary"]

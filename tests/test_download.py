@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import io
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,7 @@ import pytest
 import soundfile
 from conftest import CORPUS, ROOT
 from little_memory import in_little_memory
+from training_runs import free_port
 
 import utils.files.download
 from data import librispeech
@@ -279,16 +279,10 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(server,
         assert waiting.returncode == 0 and server.asked[-1][1].startswith("bytes=")
 
 
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.mark.parametrize("url", ["nowhere", "not found", "not HTTP", "no scheme", "no port"])
 def test_no_server(server, tmp_path, url):
     server.garbage = url == "not HTTP"
-    server.url = {"nowhere": f"http://127.0.0.1:{closed_port()}", "not found": f"{server.url}/elsewhere",
+    server.url = {"nowhere": f"http://127.0.0.1:{free_port()}", "not found": f"{server.url}/elsewhere",
                   "not HTTP": server.url, "no scheme": "www.openslr.org/12",
                   "no port": "http://127.0.0.1:port"}[url]
     message = fail(server, tmp_path)

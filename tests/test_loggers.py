@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comet_server import comet_server
-from training_runs import arguments, run, start, wait_for
+from training_runs import arguments, run_together, start, wait_for
 
 import train
 from utils.training.comet import SETTINGS, start_comet
@@ -65,7 +65,7 @@ def test_an_offline_run_goes_on_in_its_experiment(tmp_path, capsys, server, monk
     key = server.environment["COMET_API_KEY"]
     monkeypatch.setenv("COMET_API_KEY", "")
     output = tmp_path / "run"
-    done = run(*arguments(output, "--epochs", "1", *LOGGED, "--cpu_processes", "2"))
+    done = run_together(2, *arguments(output, "--epochs", "1", *LOGGED))
     assert done.returncode == 0, done.stderr
     first, = archives(output)
     assert f"comet upload {first}" in done.stdout and "no COMET_API_KEY" in done.stdout

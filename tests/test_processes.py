@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_resume import child_of
-from training_runs import arguments, checkpoint, run, start, wait_for
+from training_runs import arguments, checkpoint, run, run_together, start, wait_for
 
 STILL = ["--dropout", "0", "--freq_masks", "0", "--time_masks", "0", "--warmup_steps", "0", "--epochs", "1"]
 
@@ -21,12 +21,12 @@ def test_two_processes_are_one(tmp_path, model):
     AdamW's first moment after one step is a tenth of it. Dev and test metrics are the same to the last error,
     and DDP itself refuses a parameter that a step leaves without a gradient.
     """
-    cuts = {"whole": ["--batch_size", "10"],
-            "processes": ["--batch_size", "5", "--cpu_processes", "2"],
-            "accumulated": ["--batch_size", "5", "--accumulate", "2"],
-            "both": ["--batch_size", "3", "--accumulate", "2", "--cpu_processes", "2"]}
-    for name, flags in cuts.items():
-        done = run(*arguments(tmp_path / name, *STILL, "--grad_clip", "0", *flags, model=model))
+    cuts = {"whole": (1, ["--batch_size", "10"]),
+            "processes": (2, ["--batch_size", "5"]),
+            "accumulated": (1, ["--batch_size", "5", "--accumulate", "2"]),
+            "both": (2, ["--batch_size", "3", "--accumulate", "2"])}
+    for name, (processes, flags) in cuts.items():
+        done = run_together(processes, *arguments(tmp_path / name, *STILL, "--grad_clip", "0", *flags, model=model))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test set") == 1
     whole = checkpoint(tmp_path / "whole")
@@ -52,12 +52,12 @@ def history(output) -> dict:
 def test_error_rates_do_not_depend_on_the_number_of_processes(tmp_path):
     """1, 2 and 3 processes over 5 dev and 5 test utterances, of a network that has hardly learnt: many errors."""
     results = []
-    for processes in ("1", "2", "3"):
-        done = run(*arguments(tmp_path / processes, *STILL, "-lr", "1e-12", "--batch_size", "2",
-                              "--cpu_processes", processes))
+    for processes in (1, 2, 3):
+        output = tmp_path / str(processes)
+        done = run_together(processes, *arguments(output, *STILL, "-lr", "1e-12", "--batch_size", "2"))
         assert done.returncode == 0, done.stderr
-        results.append({**json.loads((tmp_path / processes / "results.json").read_text())["test"], "checkpoint": ""})
-        results[-1]["dev"] = history(tmp_path / processes)["val/wer"]
+        results.append({**json.loads((output / "results.json").read_text())["test"], "checkpoint": ""})
+        results[-1]["dev"] = history(output)["val/wer"]
     assert results[0] == results[1] == results[2] and results[0]["utterances"] == 5 and results[0]["errors"] > 20
 
 

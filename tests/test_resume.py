@@ -11,7 +11,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from training_runs import arguments, assert_same_end, checkpoint, run, start, wait_for
+from training_runs import arguments, assert_same_end, checkpoint, run, run_together, start, wait_for
 
 import train
 from data.sampler import BatchConfig
@@ -107,7 +107,7 @@ def break_at_step(monkeypatch, steps: int) -> None:
 def test_an_epoch_goes_on_in_fewer_processes(tmp_path, monkeypatch):
     """Four of five batches of two processes, then the rest by one."""
     flags = ["--batch_size", "1", "--checkpoint_every", "4", "--test_sets"]
-    done = run(*arguments(tmp_path / "two", *flags, "--epochs", "1", "--cpu_processes", "2"))
+    done = run_together(2, *arguments(tmp_path / "two", *flags, "--epochs", "1"))
     assert done.returncode == 0, done.stderr
     (*config, batches), = checkpoint(tmp_path / "two", "periodic")["LibriSpeechDataModule"]["segments"]
     assert BatchConfig(*config).processes == 2 and batches == 4
@@ -240,7 +240,7 @@ def newest(output: Path) -> int:
 def test_told_to_end_it_saves_and_goes_on_exactly(tmp_path, network, number, whom, more):
     """As a scheduler signals every process of a run, its data workers among them, or one; or as Ctrl-C does."""
     model, options = NETWORKS[network]
-    flags = ["--epochs", "5", "--batch_size", "1", *AUGMENTED, *options, *more, "--test_sets"]
+    flags = ["--epochs", "3", "--batch_size", "1", *AUGMENTED, *options, *more, "--test_sets"]
     whole, cut = (arguments(tmp_path / name, *flags, model=model) for name in ("whole", "cut"))
     process = start(*cut)
     wait_for(process, "epoch   1")
@@ -251,8 +251,8 @@ def test_told_to_end_it_saves_and_goes_on_exactly(tmp_path, network, number, who
     rest = "".join(process.communicate(timeout=180))
     assert process.returncode == 128 + number, rest
     assert f"{number.name} at step" in rest and "goes on from here" in rest and "Traceback" not in rest
-    for command in (whole, [*cut, "--checkpoint_path", "auto"]):  # processes like the first, with as many threads
-        done = run(*command)
+    # Processes like the first, with as many threads.
+    for done in (run_together(1 + ("--cpu_processes" in more), *whole), run(*cut, "--checkpoint_path", "auto")):
         assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
 

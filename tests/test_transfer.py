@@ -11,7 +11,7 @@ import yaml
 from conftest import PIECES, ROOT, TINY, tiny_network
 from test_contracts import make_batch, speech
 from test_resume_flags import refused
-from training_runs import arguments, checkpoint, run, weights
+from training_runs import arguments, checkpoint, run_together, weights
 
 import evaluate
 import inference
@@ -223,8 +223,8 @@ def test_frozen_parameters_stay_in_one_process_and_in_two(tmp_path, source):
     flags = ["--dropout", "0", "--freq_masks", "0", "--time_masks", "0", "--warmup_steps", "0", "--epochs", "1",
              "--seed", "5", "--test_sets", "--rnn_norm", "batch", f"--init_from={source}", "--freeze", "cnn.*",
              "rnn.0.*"]
-    for name, more in (("one", ["--batch_size", "10"]), ("two", ["--batch_size", "5", "--cpu_processes", "2"])):
-        done = run(*arguments(tmp_path / name, *flags, *more))
+    for processes, name, size in ((1, "one", "10"), (2, "two", "5")):
+        done = run_together(processes, *arguments(tmp_path / name, *flags, "--batch_size", size))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("layers taken") == done.stdout.count("parameters frozen") == 1
     expected = torch.load(source, weights_only=True)["state_dict"]

@@ -25,10 +25,10 @@ class TrainingProcess:
     importing. What packages read of the environment while they are imported is what it held at the first start.
     """
 
-    def __init__(self, *argv: str):
+    def __init__(self, *argv: str, **environment: str):
         pipe, theirs = _context.Pipe(duplex=False)
         (out, theirs), (errors, theirs_too) = _context.Pipe(duplex=False), _context.Pipe(duplex=False)
-        self._process = _context.Process(target=_train, args=(argv, dict(os.environ), theirs, theirs_too))
+        self._process = _context.Process(target=_train, args=(argv, os.environ | environment, theirs, theirs_too))
         self._process.start()
         theirs.close()
         theirs_too.close()

@@ -1,6 +1,7 @@
 """Small runs of `train.py` on real speech, for the tests of training."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,22 @@ def run(*argv: str, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
     return subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=200,
                           env=os.environ | environment)
+
+
+def run_together(processes: int, *argv: str) -> subprocess.CompletedProcess:
+    """One run of several processes of this machine, started as torchrun starts them: Lightning starts none."""
+    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "tests"}
+    started = [TrainingProcess(*argv, "--cpu_processes", str(processes), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+               for rank in range(processes)]
+    stdout, stderr = map("".join, zip(*[process.communicate(timeout=200) for process in started], strict=True))
+    return subprocess.CompletedProcess(argv, max(abs(process.returncode) for process in started), stdout, stderr)
+
+
+def free_port() -> int:
+    """A port that nothing listens to, a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def start(*argv: str) -> TrainingProcess:
