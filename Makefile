@@ -54,13 +54,17 @@ web: install
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 	$(PY) -m models.inference.web
 
-# From nothing to the files of pretrained/english, in runs/deepspeech2_english. CORPORA holds kathleen, librispeech,
-# ljspeech, speechocean and digits in LibriSpeech's layout; TEXT has a sentence per line, with its punctuation.
+# From nothing to the files of pretrained/english, in runs/deepspeech2_english and, by a second run from the weights of
+# the first, runs/deepspeech2_english_more. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in
+# LibriSpeech's layout; TEXT has a sentence per line, with its punctuation.
 # Needs `pip install py-nanotts` and `apt install flite` in addition to what `make install` brings.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
-ENGLISH := runs/$(RECIPE)
+FIRST := runs/$(RECIPE)
+MORE_deepspeech2_english := --epochs 5 -lr 1.5e-3 --speed_perturb 0.8 0.9 1.0 1.1 1.2
+MORE := $(MORE_$(RECIPE))
+ENGLISH := $(FIRST)$(if $(MORE),_more)
 BEST := $(ENGLISH)/checkpoints/best.ckpt
 SPEECH_hibari := --hours 16 --seed 1
 SPEECH_nanotts := --hours 3 --seed 2
@@ -74,9 +78,15 @@ english-streaming:
 data/corpora/%/corpus.json: | .venv/installed
 	$(PY) -m data.synthetic --output data/corpora/$* --engine $* $(SPEECH_$*) --text $(TEXT)
 
-$(ENGLISH)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
+$(FIRST)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
 	$(PY) train.py --config configs/$(RECIPE).yaml --checkpoint_path auto
+
+ifneq ($(MORE),)
+$(ENGLISH)/results.json: $(FIRST)/results.json
+	$(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(ENGLISH) --checkpoint_path auto \
+		--init_from $(FIRST)/checkpoints/last.ckpt $(MORE)
+endif
 
 $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
