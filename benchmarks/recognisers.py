@@ -99,7 +99,8 @@ def draw(rows: list[dict], path: Path) -> None:
             panel.plot(row["real-time factor"], row["WER %"], "o", color="C0" if row["ours"] else "C1")
             panel.annotate(row["recogniser"], (row["real-time factor"], row["WER %"]), fontsize=8,
                            xytext=(4, 4), textcoords="offset points")
-        panel.set(title=name, xlabel="seconds of work per second of audio", xscale="log", ylim=(0, None))
+        panel.set(title=name, xlabel="seconds of work per second of audio", xscale="log", xlim=(0.01, 2), ylim=(0, 105))
+        panel.set_xticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("word error rate, %")
     figure.tight_layout()
