@@ -208,7 +208,7 @@ def test_a_data_worker_that_dies_is_named(tmp_path, monkeypatch, capsys):
 
 def test_two_runs_in_one_folder(tmp_path):
     """The second is refused, also where it would go on with the first; the first is not disturbed."""
-    flags = ["--epochs", "5", "--batch_size", "1", "--test_sets"]
+    flags = ["--epochs", "8", "--batch_size", "1", "--test_sets"]
     first = start(*arguments(tmp_path / "run", *flags))
     wait_for(first, "epoch   0")
     second = run(*arguments(tmp_path / "run", *flags, "--checkpoint_path", "auto"))

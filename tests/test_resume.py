@@ -240,7 +240,7 @@ def newest(output: Path) -> int:
 def test_told_to_end_it_saves_and_goes_on_exactly(tmp_path, network, number, whom, more):
     """As a scheduler signals every process of a run, its data workers among them, or one; or as Ctrl-C does."""
     model, options = NETWORKS[network]
-    flags = ["--epochs", "3", "--batch_size", "1", *AUGMENTED, *options, *more, "--test_sets"]
+    flags = ["--epochs", "4", "--batch_size", "1", *AUGMENTED, *options, *more, "--test_sets"]
     whole, cut = (arguments(tmp_path / name, *flags, model=model) for name in ("whole", "cut"))
     process = start(*cut)
     wait_for(process, "epoch   1")

@@ -26,7 +26,6 @@ class TrainingProcess:
     """
 
     def __init__(self, *argv: str, **environment: str):
-        pipe, theirs = _context.Pipe(duplex=False)
         (out, theirs), (errors, theirs_too) = _context.Pipe(duplex=False), _context.Pipe(duplex=False)
         self._process = _context.Process(target=_train, args=(argv, os.environ | environment, theirs, theirs_too))
         self._process.start()
