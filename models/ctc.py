@@ -1,11 +1,13 @@
 """Connectionist temporal classification (Graves et al. 2006): what networks trained by it share above their encoder."""
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.components.masks import mask_frames
 from models.recognizer import Recognizer
 from utils.audio import SAMPLE_RATE
 from utils.decoding.alignment import align_ctc
@@ -32,13 +34,19 @@ class CTCRecognizer(Recognizer):
     Args:
         head: classifier: one linear layer, or linear, GELU, dropout, linear.
         local_ctc_weight: weight of a CTC loss on layers with short context, which tells word times; 0 leaves it out.
+        consistency_weight: CR-CTC: weight of the divergence between the outputs for two views of each training
+            utterance, masked apart by SpecAugment, at twice the cost of a step; 0 for one view.
     """
 
-    def __init__(self, *, head: HeadType = "mlp", local_ctc_weight: float = 0.0, **shared):
+    def __init__(self, *, head: HeadType = "mlp", local_ctc_weight: float = 0.0, consistency_weight: float = 0.0,
+                 **shared):
         super().__init__(**shared)
         if not 0 <= local_ctc_weight < 1:
             raise ValueError(f"local_ctc_weight {local_ctc_weight} must be at least 0 and below 1")
+        if not 0 <= consistency_weight < math.inf:
+            raise ValueError(f"consistency_weight {consistency_weight} must be a number of at least 0")
         self.head_type, self.local_ctc_weight = head, local_ctc_weight
+        self.consistency_weight = consistency_weight
         self.losses = ("loss", "ctc", "local_ctc") if local_ctc_weight else ("loss",)
 
     def add_heads(self, size: int, hidden: int, local_size: int, dropout: float) -> None:
@@ -54,6 +62,12 @@ class CTCRecognizer(Recognizer):
         self.head = nn.Linear(size, classes) if self.head_type == "linear" else nn.Sequential(
             nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
         self.local_head = nn.Linear(local_size, classes) if self.local_ctc_weight else None
+
+    def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (B, T, F) features and (B,) lengths, or two copies of them in training with a consistency weight."""
+        if not (self.training and self.consistency_weight):
+            return features, lengths
+        return features.repeat(2, 1, 1), lengths.repeat(2)
 
     def ctc_log_probs(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """Returns (B, T, V) float32 log-probabilities of the blank and the tokens, and (B,) lengths."""
@@ -74,13 +88,20 @@ class CTCRecognizer(Recognizer):
         return self.ctc_log_probs(self.encode(batch.waveforms, batch.sample_counts))
 
     def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
-        """Returns the CTC negative log-likelihood, nats, summed over the batch."""
-        ctc = ctc_loss(*self.ctc_log_probs(encoding), batch, self.tokenizer.blank)
-        if self.local_head is None:
-            return {"loss": ctc}
-        local = ctc_loss(self.alignment_log_probs(encoding), encoding.lengths, batch, self.tokenizer.blank)
-        loss = (1 - self.local_ctc_weight) * ctc + self.local_ctc_weight * local
-        return {"loss": loss, "ctc": ctc, "local_ctc": local}
+        """Returns the CTC negative log-likelihood, nats, summed over the batch, with what is added to it in `loss`.
+
+        Two views of an utterance count half each, and their divergence is added.
+        """
+        log_probs, lengths = self.ctc_log_probs(encoding)
+        losses = {"ctc": ctc_loss(log_probs, lengths, batch, self.tokenizer.blank)}
+        loss = losses["ctc"]
+        if self.local_head is not None:
+            losses["local_ctc"] = ctc_loss(self.alignment_log_probs(encoding), lengths, batch, self.tokenizer.blank)
+            loss = (1 - self.local_ctc_weight) * loss + self.local_ctc_weight * losses["local_ctc"]
+        if self.training and self.consistency_weight:
+            losses["consistency"] = consistency_loss(log_probs, lengths)
+            loss = loss + self.consistency_weight * losses["consistency"]
+        return {"loss": loss} if len(losses) == 1 else {"loss": loss, **losses}
 
     def search(self, encoding: Encoding, decoder: Decoder) -> list[list[Candidate]]:
         """Returns the greedy best path, or the texts of a prefix beam search with an n-gram."""
@@ -107,12 +128,29 @@ def ctc_loss(log_probs: Tensor, lengths: Tensor, batch: Batch, blank: int) -> Te
     to run in its last bits, so that deterministic training computes it on the CPU.
 
     Args:
-        log_probs: (B, T, V).
-        lengths: (B,) valid frames.
+        log_probs: (B, T, V), or (2B, T, V) of two views of the batch, which count half each.
+        lengths: (B,) or (2B,) valid frames.
         batch: holds the tokens.
         blank: class of the blank.
     """
+    views = len(lengths) // len(batch.token_counts)
     device = torch.device("cpu") if torch.are_deterministic_algorithms_enabled() else log_probs.device
-    inputs = log_probs.transpose(0, 1), batch.tokens, lengths, batch.token_counts
+    inputs = log_probs.transpose(0, 1), batch.tokens.repeat(views, 1), lengths, batch.token_counts.repeat(views)
     return F.ctc_loss(*(part.to(device) for part in inputs), blank=blank, reduction="sum",
-                      zero_infinity=True).to(log_probs.device)
+                      zero_infinity=True).to(log_probs.device) / views
+
+
+def consistency_loss(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """Returns how far two views of a batch are apart (CR-CTC, Yao et al. 2024, arXiv:2410.05101, section 3.2).
+
+    The Kullback-Leibler divergence from each view to the other, frame by frame, halved and summed, in nats; what a view
+    is drawn to takes no part in the gradient.
+
+    Args:
+        log_probs: (2B, T, V), the views one after the other.
+        lengths: (2B,) valid frames.
+    """
+    first, second = log_probs.chunk(2)
+    divergence = (F.kl_div(first, second.detach(), reduction="none", log_target=True)
+                  + F.kl_div(second, first.detach(), reduction="none", log_target=True)).sum(dim=-1)  # (B, T)
+    return 0.5 * mask_frames(divergence[..., None], lengths[: len(first)]).sum()

@@ -118,8 +118,12 @@ class Recognizer(nn.Module, ABC):
 
     def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (B, T, F) features in the weights' precision, masked by SpecAugment in training, and (B,) lengths."""
-        features, lengths = self.features(waveforms, sample_counts)
+        features, lengths = self.training_views(*self.features(waveforms, sample_counts))
         return self.specaugment(features, lengths).to(next(self.parameters()).dtype), lengths
+
+    def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the features that are masked and encoded, and their lengths: here each utterance once."""
+        return features, lengths
 
     def decode(self, encoding: NamedTuple) -> list[str]:
         """Returns the text of each utterance by greedy decoding."""
