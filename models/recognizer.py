@@ -16,6 +16,7 @@ from models.components.features import FeatureType, build_features
 from models.components.features.base import FeatureNorm
 from models.components.masks import Lengths
 from models.components.specaugment import SpecAugment
+from models.components.vtlp import VTLP
 from models.loading import load_network
 from utils.checkpoint.reading import find_checkpoint
 from utils.decoding.decoder import Decoder
@@ -38,6 +39,7 @@ class Recognizer(nn.Module, ABC):
         window_ms: length of the analysis window, milliseconds.
         hop_ms: distance between frames, milliseconds.
         feature_norm: normalisation of features: per utterance, by the training set's statistics, or none.
+        freq_warp: VTLP: largest change of an utterance's formants, such as 0.1; log-mel features alone.
         freq_masks: SpecAugment: frequency masks per utterance.
         freq_width: SpecAugment: widest frequency mask, mel bins or coefficients.
         time_masks: SpecAugment: time masks per utterance.
@@ -63,13 +65,16 @@ class Recognizer(nn.Module, ABC):
 
     def __init__(self, *, features: FeatureType = "logmel", n_mels: int = 80, n_mfcc: int = 40,
                  window_ms: float = 25.0, hop_ms: float = 10.0, feature_norm: FeatureNorm = "utterance",
-                 freq_masks: int = 2, freq_width: int = 27, time_masks: int = 2, time_width: int = 100,
-                 time_share: float = 0.2, tokenizer: TokenizerType = "char", alphabet: str = ENGLISH,
-                 vocabulary: list[str] | None = None):
+                 freq_warp: float = 0.0, freq_masks: int = 2, freq_width: int = 27, time_masks: int = 2,
+                 time_width: int = 100, time_share: float = 0.2, tokenizer: TokenizerType = "char",
+                 alphabet: str = ENGLISH, vocabulary: list[str] | None = None):
         super().__init__()
         self.tokenizer = build_tokenizer(tokenizer, alphabet=alphabet, vocabulary=vocabulary)
         self.features = build_features(features, n_mels=n_mels, n_mfcc=n_mfcc, window_ms=window_ms, hop_ms=hop_ms,
                                        feature_norm=feature_norm)
+        if freq_warp and features != "logmel":
+            raise ValueError(f"freq_warp {freq_warp} moves mel bins: it needs logmel features, not {features}")
+        self.vtlp = VTLP(self.features.size, freq_warp)
         self.specaugment = SpecAugment(freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
                                        time_width=time_width, time_share=time_share)
 
@@ -117,9 +122,9 @@ class Recognizer(nn.Module, ABC):
     # -- what every network has ------------------------------------------------------------------
 
     def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (B, T, F) features in the weights' precision, masked by SpecAugment in training, and (B,) lengths."""
+        """Returns (B, T, F) features in the weights' precision, warped and masked in training, and (B,) lengths."""
         features, lengths = self.training_views(*self.features(waveforms, sample_counts))
-        return self.specaugment(features, lengths).to(next(self.parameters()).dtype), lengths
+        return self.specaugment(self.vtlp(features), lengths).to(next(self.parameters()).dtype), lengths
 
     def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the features that are masked and encoded, and their lengths: here each utterance once."""

@@ -15,8 +15,11 @@ from models.components.features.mfcc import MFCC
 from models.components.masks import mask_frames, reverse_frames
 from models.components.recurrent import RecurrentBlock, SequenceBatchNorm
 from models.components.specaugment import SpecAugment
+from models.components.vtlp import VTLP, warp_frequencies
 from models.conformer import RelativeAttention, sinusoids
+from models.ctc import consistency_loss
 from utils.audio import load_audio
+from utils.types import Batch
 
 LENGTHS = torch.tensor([9, 1, 6])
 
@@ -169,3 +172,42 @@ def test_relative_attention_is_the_papers_sum():
             context[i, h] = (scores / width**0.5).softmax(0) @ v[:length, h]
     out = layer(x, torch.tensor([length]), sinusoids(frames, size, x.device))
     torch.testing.assert_close(out[0], layer.out(context.flatten(1)), atol=1e-5, rtol=1e-5)
+
+
+def test_vtlp_reads_the_spectrum_at_warped_frequencies():
+    """A peak at a formant moves by the factor of its utterance; nothing moves in evaluation."""
+    torch.manual_seed(0)
+    warp = VTLP(80, 0.1)
+    features = torch.zeros(64, 3, 80)
+    features[..., 40] = 1.0  # a ridge at one frequency
+    factors = warp.centres[40] / warp.centres[warp(features)[:, 0].argmax(-1)]
+    assert 0.85 < factors.min() < 0.95 < 1.05 < factors.max() < 1.15
+    assert torch.equal(warp.eval()(features), features)
+    frequencies = torch.tensor([0.0, 1000.0, 4000.0, 8000.0])
+    expected = torch.tensor([[0.0, 900.0, 3600.0, 8000.0], [0.0, 1100.0, 4400.0, 8000.0]])
+    torch.testing.assert_close(warp_frequencies(frequencies, torch.tensor([[0.9], [1.1]])), expected)
+    ramp = warp.train()(torch.linspace(0, 1, 80).expand(8, 2, 80))
+    assert (ramp.diff(dim=-1) >= 0).all() and (ramp != torch.linspace(0, 1, 80)).any()
+
+
+def test_consistency_draws_two_views_together():
+    """CR-CTC: nothing where the views are the same; else both divergences, with a gradient to one side of each."""
+    network = Recognizer.build("deepspeech2", n_mels=20, conv_channels=4, residual_blocks=1, rnn_size=16, rnn_layers=1,
+                               rnn_type="mingru", dropout=0.0, consistency_weight=0.5, freq_masks=0, time_masks=0)
+    batch = Batch(torch.randn(2, 16_000), torch.tensor([16_000, 9_000]), torch.tensor([[3, 4, 5], [6, 7, 0]]),
+                  torch.tensor([3, 2]), ["", ""], ["a", "b"], [])
+    same = network.train().loss(network.encode(batch.waveforms, batch.sample_counts), batch)
+    assert abs(same["consistency"]) < 1e-4 and abs(same["loss"] - same["ctc"]) < 1e-4
+    alone = network.eval().loss(network.encode(batch.waveforms, batch.sample_counts), batch)
+    assert alone.keys() == {"loss"}
+    torch.testing.assert_close(same["ctc"], alone["loss"])
+
+    scores = torch.randn(4, 5, 3, requires_grad=True)
+    lengths = torch.tensor([5, 2, 5, 2])
+    loss = consistency_loss(scores.log_softmax(-1), lengths)
+    loss.backward()
+    first, second = scores.detach().softmax(-1).chunk(2)
+    valid = torch.arange(5) < lengths[:2, None]
+    torch.testing.assert_close(loss.detach(), 0.5 * ((first - second) * (first / second).log()).sum(-1)[valid].sum())
+    expected = 0.5 * torch.cat([first - second, second - first]) * torch.cat([valid, valid])[..., None]
+    torch.testing.assert_close(scores.grad, expected)
