@@ -1,8 +1,11 @@
 """The commands that the README shows are commands that the programs understand."""
 
 import importlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
 
 import pytest
 from conftest import ROOT
@@ -77,3 +80,17 @@ def test_configs_are_understood(config):
     assert first.startswith(("# python train.py --config configs/", "# make demo", "# make english"))
     args = train.parse_arguments(["--config", str(config)])
     assert config_arguments(str(config), train.build_parser(args.model))
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize(("target", "runs"), [("demo", 1), ("english", 3), ("english-streaming", 2)])
+def test_recipes_of_the_makefile_are_understood(target, runs, monkeypatch):
+    """Their trainings take hours: a flag that does not exist must show before."""
+    monkeypatch.chdir(ROOT)
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    shown = subprocess.run(["make", "-n", "-B", target], env=quiet, capture_output=True, text=True, check=True).stdout
+    trained = [line.split(" train.py ")[1] for line in shown.replace("\\\n", " ").splitlines() if " train.py " in line]
+    assert len(trained) == runs
+    for flags in trained:
+        args = train.parse_arguments(shlex.split(flags))
+        assert config_arguments(args.config, train.build_parser(args.model))
