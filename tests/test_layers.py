@@ -211,3 +211,10 @@ def test_consistency_draws_two_views_together():
     torch.testing.assert_close(loss.detach(), 0.5 * ((first - second) * (first / second).log()).sum(-1)[valid].sum())
     expected = 0.5 * torch.cat([first - second, second - first]) * torch.cat([valid, valid])[..., None]
     torch.testing.assert_close(scores.grad, expected)
+
+
+@pytest.mark.parametrize("options", [{"freq_warp": 0.1, "features": "mfcc"}, {"freq_warp": 0.6}, {"freq_warp": -0.1},
+                                     {"consistency_weight": -1.0}, {"consistency_weight": float("nan")}])
+def test_augmentation_out_of_range_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Recognizer.build("deepspeech2", rnn_size=8, rnn_layers=1, **options)
