@@ -17,17 +17,10 @@ from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
 from models.components.convolution import ConvFrontend, depthwise
+from models.components.feedforward import FeedForward
 from models.components.masks import Lengths, length_mask, mask_frames
 from models.ctc import CTCRecognizer, Encoding
 from utils.cli.values import PositiveInt
-
-
-class FeedForward(nn.Sequential):
-    """Layer normalisation, a layer four times as wide with Swish, and a linear layer."""
-
-    def __init__(self, size: int, dropout: float):
-        super().__init__(nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.SiLU(), nn.Dropout(dropout),
-                         nn.Linear(4 * size, size), nn.Dropout(dropout))
 
 
 class RelativeAttention(nn.Module):
@@ -102,10 +95,10 @@ class ConformerBlock(EncoderLayer):
 
     def __init__(self, size: int, heads: int, kernel: int, dropout: float):
         super().__init__()
-        self.before = FeedForward(size, dropout)
+        self.before = FeedForward(size, 4 * size, dropout)
         self.attention = RelativeAttention(size, heads, dropout)
         self.convolution = ConvolutionModule(size, kernel, dropout)
-        self.after = FeedForward(size, dropout)
+        self.after = FeedForward(size, 4 * size, dropout)
         self.norm = nn.LayerNorm(size)
 
     def forward(self, x: Tensor, lengths: Tensor, distances: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         lookahead: future frames that the row convolution of a unidirectional network sees; 0 for none.
         rnn_conv: frames of a depthwise convolution before each recurrent layer, an odd number; 0 for none.
         rnn_residual: add the input of each recurrent layer to its output, where they are of one size.
+        rnn_feedforward: hidden units of a feed-forward module after each recurrent layer; 0 for none.
         rnn_norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
         dropout: in the residual blocks, after each recurrent layer and in the head.
         mingru_scan: how minGRU's states are computed in training: a scan in linear or log space, or in sequence.
@@ -41,7 +42,8 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
     def __init__(self, *, conv_channels: PositiveInt = 32, time_stride: int = 2, residual_blocks: int = 2,
                  rnn_type: RNNType = "gru", rnn_size: PositiveInt = 512, rnn_layers: PositiveInt = 5,
                  bidirectional: bool = True, lookahead: int = 20, rnn_conv: int = 0, rnn_residual: bool = False,
-                 rnn_norm: Norm = "layer", dropout: float = 0.2, mingru_scan: ScanType = "linear", **shared):
+                 rnn_feedforward: int = 0, rnn_norm: Norm = "layer", dropout: float = 0.2,
+                 mingru_scan: ScanType = "linear", **shared):
         super().__init__(**shared)
         self.time_stride = time_stride
         self.cnn = ConvFrontend(conv_channels, self.features.size, residual_blocks, time_stride=time_stride,
@@ -51,7 +53,7 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         self.rnn = nn.ModuleList(
             RecurrentBlock(outputs if i else rnn_size, rnn_size, rnn_type=rnn_type, norm=rnn_norm,
                            bidirectional=bidirectional, dropout=dropout, scan=mingru_scan, conv=rnn_conv,
-                           residual=rnn_residual)
+                           residual=rnn_residual, feedforward=rnn_feedforward)
             for i in range(rnn_layers))
         self.lookahead = LookaheadConv(outputs, lookahead) if lookahead and not bidirectional else None
         self.add_heads(outputs, hidden=rnn_size, local_size=rnn_size, dropout=dropout)

@@ -32,7 +32,7 @@ VARIANTS = {  # every branch of every model
     "batchnorm": ("deepspeech2", {"rnn_norm": "batch", "time_stride": 4}),
     "lookahead": ("deepspeech2", {"rnn_type": "mingru", "bidirectional": False, "lookahead": 3}),
     "residual": ("deepspeech2", {"rnn_type": "mingru", "rnn_conv": 5, "rnn_residual": True,
-                                 "consistency_weight": 0.2}),
+                                 "rnn_feedforward": 24, "consistency_weight": 0.2}),
     "local-ctc": ("deepspeech2", {"rnn_type": "mingru", "local_ctc_weight": 0.3}),
     "conformer": ("conformer", {"time_stride": 2}),
     "conformer-local-ctc": ("conformer", {"local_ctc_weight": 0.3, "head": "linear"}),

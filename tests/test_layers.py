@@ -47,6 +47,24 @@ def test_two_directions_match_packed_sequences(kind, cls):
     torch.testing.assert_close(mask_frames(layer(x, LENGTHS), LENGTHS), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_feed_forward_modules_change_nothing_until_they_learn():
+    """A network that gets them begins as it was, and a step of gradient descent moves them."""
+    torch.manual_seed(0)
+    options = {"rnn_type": "mingru", "bidirectional": True, "norm": "layer", "dropout": 0.0, "scan": "linear",
+               "conv": 3, "residual": True}
+    plain, wider = RecurrentBlock(8, 4, **options), RecurrentBlock(8, 4, **options, feedforward=16)
+    assert not wider.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    x = torch.randn(3, 9, 8)
+    assert torch.equal(wider(x, LENGTHS), plain(x, LENGTHS))
+    mask_frames(wider(x, LENGTHS), LENGTHS).square().sum().backward()
+    with torch.no_grad():
+        for weight in wider.feedforward.parameters():
+            weight -= 0.1 * weight.grad
+    recurrent = plain(x, LENGTHS)
+    torch.testing.assert_close(wider(x, LENGTHS), recurrent + wider.feedforward(recurrent))
+    assert wider.feedforward(recurrent).abs().min() > 1e-4
+
+
 def test_batch_norm_sees_valid_frames_only():
     torch.manual_seed(0)
     norm = SequenceBatchNorm(4)

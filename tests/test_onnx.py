@@ -139,7 +139,8 @@ def test_eight_bits(exported, tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    {"rnn_type": "mingru", "lookahead": 3, "rnn_conv": 5, "rnn_residual": True, "rnn_layers": 3},
+    {"rnn_type": "mingru", "lookahead": 3, "rnn_conv": 5, "rnn_residual": True, "rnn_layers": 3,
+     "rnn_feedforward": 24},
     pytest.param({"rnn_type": "gru", "lookahead": 0}, marks=pytest.mark.long),
     pytest.param({"rnn_type": "lstm", "rnn_norm": "batch", "time_stride": 4}, marks=pytest.mark.long)], ids=str)
 def test_steps_of_a_stream_give_what_the_whole_gives(tmp_path, monkeypatch, capsys, options):

@@ -24,13 +24,17 @@ def causal_network(**options) -> Recognizer:
     network.features.fit_global_statistics([(waveform[None], torch.tensor([len(waveform)]))])
     with torch.no_grad():  # an untrained network writes blanks only; this one writes
         network.head[-1].weight.copy_(torch.randn_like(network.head[-1].weight))
+        for layer in network.rnn:
+            if layer.feedforward is not None:  # it adds zero at first
+                layer.feedforward[-2].weight.copy_(torch.randn_like(layer.feedforward[-2].weight))
     return network
 
 
 @pytest.mark.parametrize("chunk", [160, 1_777, 4_000, 40_000])
 @pytest.mark.parametrize("options", [{"rnn_type": "mingru"}, {"rnn_type": "gru", "time_stride": 4, "lookahead": 5},
                                      {"rnn_type": "lstm", "lookahead": 0, "residual_blocks": 2, "rnn_conv": 3},
-                                     {"rnn_type": "mingru", "rnn_conv": 5, "rnn_residual": True, "rnn_layers": 3},
+                                     {"rnn_type": "mingru", "rnn_conv": 5, "rnn_residual": True, "rnn_layers": 3,
+                                      "rnn_feedforward": 24},
                                      {"rnn_type": "mingru", "features": "mfcc", "n_mfcc": 20},
                                      {"rnn_type": "mingru", "tokenizer": "bpe", "vocabulary": PIECES}], ids=str)
 def test_a_stream_gives_the_text_of_the_whole(options, chunk):

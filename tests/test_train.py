@@ -188,6 +188,7 @@ def test_a_wrong_flag_is_named(flags, message):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--time_stride", "3"], "time_stride 3 must be 2 or 4"),
     (["--rnn_conv", "4"], "rnn_conv 4 must be odd, or 0 for none"),
+    (["--rnn_feedforward", "-1"], "--rnn_feedforward: -1 must be at least 0"),
     (["--train_sets", "absent"], "no split 'absent' under"),
     (["--train_sets", "absent*2"], "no split 'absent' under"),
     (["--checkpoint_path", "absent.ckpt"], "absent.ckpt: no such checkpoint file"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.components.checkpointing import EncoderLayer
 from models.components.convolution import ShortConv
+from models.components.feedforward import FeedForward
 from models.components.masks import length_mask, mask_frames, reverse_frames
 from models.mingru.fused import exclude_scan_from_compile, fused_directions
 from models.mingru.layer import MinGRU, ScanType
@@ -84,20 +85,27 @@ class RecurrentLayer(EncoderLayer):
 
 
 class RecurrentBlock(RecurrentLayer):
-    """Normalisation, perhaps a short convolution, GELU, a recurrent layer, dropout.
+    """Normalisation, perhaps a short convolution, GELU, a recurrent layer, dropout; perhaps a feed-forward module.
+
+    With all three of the options it has what the language model of minGRU's paper has in a layer (a convolution, minGRU
+    and an MLP), the first two of them under one residual connection.
 
     Args:
         conv: frames of the convolution, 0 for none.
         residual: add the input to the output, where they are of one size (He et al. 2016).
+        feedforward: hidden units of a feed-forward module with a residual connection, 0 for none. It adds zero at first.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,
-                 norm: Norm, dropout: float, scan: ScanType, conv: int = 0, residual: bool = False):
+                 norm: Norm, dropout: float, scan: ScanType, conv: int = 0, residual: bool = False,
+                 feedforward: int = 0):
         super().__init__(input_size, hidden_size, rnn_type=rnn_type, bidirectional=bidirectional, scan=scan)
         self.norm = NORMS[norm](input_size)
         self.conv = ShortConv(input_size, conv, causal=not bidirectional) if conv else None
         self.dropout = nn.Dropout(dropout)
-        self.residual = residual and input_size == hidden_size * (2 if bidirectional else 1)
+        outputs = hidden_size * (2 if bidirectional else 1)
+        self.residual = residual and input_size == outputs
+        self.feedforward = FeedForward(outputs, feedforward, dropout, begin_at_zero=True) if feedforward else None
         if conv:
             self.state_shapes = [*self.state_shapes, (1, conv - 1, input_size)]
 
@@ -113,8 +121,12 @@ class RecurrentBlock(RecurrentLayer):
         out = self.norm(x, lengths)
         if self.conv is not None:
             out = self.conv(out, lengths)
-        out = self.dropout(super().forward(F.gelu(out), lengths))
-        return x + out if self.residual else out
+        return self.add(x, self.dropout(super().forward(F.gelu(out), lengths)))
+
+    def add(self, x: Tensor, out: Tensor) -> Tensor:
+        """Returns what follows the recurrent layer: the residual connections and the feed-forward module."""
+        out = x + out if self.residual else out
+        return out if self.feedforward is None else out + self.feedforward(out)
 
     def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns outputs for the next frames of one stream, (1, T, input_size), and the state after them.
@@ -128,4 +140,4 @@ class RecurrentBlock(RecurrentLayer):
             padded = torch.cat([before, out], dim=1)
             out, past = self.conv.add(out, padded), [padded[:, x.shape[1] :]]
         out, state = self.forwards(F.gelu(out), state if len(state) > 1 else state[0])
-        return x + out if self.residual else out, *(state if isinstance(state, tuple) else [state]), *past
+        return self.add(x, out), *(state if isinstance(state, tuple) else [state]), *past
