@@ -59,7 +59,17 @@ def coloured_noise(frequencies: Tensor, slope: float, random_numbers: np.random.
     return torch.view_as_complex(torch.from_numpy(numbers)) * frequencies.clamp(min=LOWEST_NOISE) ** (-slope / 2)
 
 
-def telephone(frequencies: Tensor) -> Tensor:
-    """Returns the gains of a telephone's band: about 24 dB an octave below it, 72 above."""
-    low, high = TELEPHONE_BAND
+def telephone(frequencies: Tensor, band: tuple[float, float] = TELEPHONE_BAND) -> Tensor:
+    """Returns the gains of a telephone's band, from and to Hz: about 24 dB an octave below it, 72 above."""
+    low, high = band
     return 1 / (1 + (low / frequencies.clamp(min=1)) ** 8 + (frequencies / high) ** 24).sqrt()
+
+
+def with_codec_noise(waveform: Tensor, decibels: float, random_numbers: np.random.Generator) -> Tensor:
+    """Returns the (S,) waveform with white noise that follows its level at each moment, `decibels` below.
+
+    So sound codecs, from a telephone's logarithmic steps (ITU-T G.711) to today's: their noise hides beneath what is
+    loud, and is there in all bands, also in those where the speech has nothing.
+    """
+    noise = torch.from_numpy(random_numbers.standard_normal(len(waveform), dtype=np.float32))
+    return waveform + waveform * noise * 10 ** (-decibels / 20)

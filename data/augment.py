@@ -17,6 +17,7 @@ from data.acoustics import (
     impulse_response,
     microphone,
     telephone,
+    with_codec_noise,
 )
 from data.index import DataError, probe_all
 from data.options import AugmentationOptions
@@ -29,7 +30,10 @@ ROOM_SECONDS = (0.1, 0.8)  # until a synthetic room's sound has fallen by 60 dB
 ROOM_LEVEL = (0.2, 1.2)  # root of the reverberation's energy, the direct sound being 1
 LONGEST_ROOM = 2.0  # seconds that are read of an impulse response
 ROUNDING = 0.01  # seconds that are read of a noise beyond what is needed: its samples may lie elsewhere
+TELEPHONE_FROM = (0.0, 300.0)  # Hz, where a telephone's band begins: at 0 in a recording at 8 kHz from no telephone
+TELEPHONE_TO = (3000.0, 3800.0)  # Hz, where it ends
 TELEPHONE_LIMIT = SAMPLE_RATE / 4  # Hz, above which sampling at 8 kHz leaves nothing
+CODEC_NOISE = (35.0, 60.0)  # dB below the speech of each moment
 STREAM = 1  # sets these random numbers apart from others of the same seed
 
 
@@ -80,8 +84,10 @@ class Augmentation:
         if options.tilt:
             spectrum = spectrum * microphone(frequencies, random_numbers.uniform(-options.tilt, options.tilt))
         if by_telephone:
-            spectrum = spectrum * telephone(frequencies) * (frequencies < TELEPHONE_LIMIT)
-        return torch.fft.irfft(spectrum, size)[:length]
+            band = random_numbers.uniform(*TELEPHONE_FROM), random_numbers.uniform(*TELEPHONE_TO)
+            spectrum = spectrum * telephone(frequencies, band) * (frequencies < TELEPHONE_LIMIT)
+        heard = torch.fft.irfft(spectrum, size)[:length]
+        return with_codec_noise(heard, random_numbers.uniform(*CODEC_NOISE), random_numbers) if by_telephone else heard
 
     def _room(self, random_numbers: np.random.Generator) -> Tensor:
         """Returns an impulse response that begins with the direct sound. Raises AudioError."""

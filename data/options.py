@@ -57,7 +57,7 @@ class AugmentationOptions:
         reverb_share: share of the utterances that sound as in a room
         reverb_dir: folder of impulse responses of rooms; else they are synthetic
         tilt: most of a microphone's spectral tilt, x[n] - t x[n-1] with t from -tilt to tilt, e.g. 0.35
-        telephone_share: share of the utterances that sound as by telephone, 300 to 3400 Hz
+        telephone_share: share of the utterances that sound as by telephone: a band below 4 kHz, and a codec's noise
         gain_db: lowest and highest change of the level in dB, e.g. -15 5; full scale is the limit
     """
 

@@ -113,11 +113,19 @@ def test_a_given_impulse_response_is_taken_from_its_peak(tmp_path, speech):
     assert decibels(heard.square().sum() / speech.square().sum()) == pytest.approx(0, abs=0.3)
 
 
-def test_a_telephone_leaves_its_band(tmp_path):
+def test_a_telephone_leaves_its_band_and_its_codec_a_noise_as_loud_as_the_moment(tmp_path):
     noise = 0.1 * torch.randn(2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
-    heard = augmentation(tmp_path, telephone_share=1.0)(noise, 0)
-    kept = [decibels(power(heard, *band) / power(noise, *band)) for band in ((20, 150), (500, 3000), (4050, 8000))]
-    assert kept[0] < -20 and kept[1] == pytest.approx(0, abs=0.3) and kept[2] < -45
+    noise[SAMPLE_RATE:] /= 100  # 40 dB less in the second half
+    augment, kept, window = augmentation(tmp_path, telephone_share=1.0), [], torch.hann_window(SAMPLE_RATE)
+    for seed in range(20):
+        for half in augment(noise, seed).split(SAMPLE_RATE):
+            kept.append([decibels(power(half * window, *band) / power(noise[:SAMPLE_RATE] * window, *band))
+                         for band in ((20, 150), (500, 2800), (4050, 8000))])
+    lowest, middle, highest = torch.tensor(kept).view(20, 2, 3).unbind(-1)
+    torch.testing.assert_close(middle, torch.tensor([[0.0, -40.0]]).expand(20, 2), atol=0.7, rtol=0)
+    assert lowest[:, 0].min() < -20 and lowest[:, 0].max() > -6, "bands begin at 0 to 300 Hz"
+    assert -65 < highest[:, 0].min() < -50 and -45 < highest[:, 0].max() < -35, "of the codec"
+    torch.testing.assert_close(highest[:, 1], highest[:, 0] - 40, atol=1.0, rtol=0)
 
 
 def test_a_microphone_tilts_the_spectrum(tmp_path):

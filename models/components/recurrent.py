@@ -93,7 +93,7 @@ class RecurrentBlock(RecurrentLayer):
     Args:
         conv: frames of the convolution, 0 for none.
         residual: add the input to the output, where they are of one size (He et al. 2016).
-        feedforward: hidden units of a feed-forward module with a residual connection, 0 for none. It adds zero at first.
+        feedforward: hidden units of a residual feed-forward module, which adds zero at first; 0 for none.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, rnn_type: RNNType, bidirectional: bool,
