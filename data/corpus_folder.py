@@ -108,7 +108,7 @@ def write_transcripts(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def write_description(folder: Path, settings: dict, parts: Iterable[tuple[str, str, int, int]]) -> dict:
-    """Writes corpus.json and returns its content: the settings, and hours, utterances and speakers of each split.
+    """Writes corpus.json and returns its content: the settings, and hours, utterances and speakers of its splits.
 
     Args:
         parts: split, speaker, utterances and samples at 16 kHz of each part of the corpus.
@@ -117,7 +117,7 @@ def write_description(folder: Path, settings: dict, parts: Iterable[tuple[str, s
     for split, *part in parts:
         splits[split].append(part)
     counts = {}
-    for split, rows in splits.items():
+    for split, rows in ((split, rows) for split, rows in splits.items() if rows):
         speakers, utterances, samples = zip(*rows, strict=True)
         counts[split] = {"hours": round(sum(samples) / SAMPLE_RATE / 3600, 4), "utterances": sum(utterances),
                          "speakers": len(set(speakers))}

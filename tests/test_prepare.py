@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from data.index import DataError
 from data.prepare import __main__ as command
-from data.prepare import digits, kathleen
+from data.prepare import digits, kathleen, read_digits
 from data.readers.librispeech import list_entries
 from utils.audio import load_audio
 
@@ -27,6 +27,12 @@ SPLITS = ("train", "dev", "test")
 PROMPTS = {  # and their splits as published; None is in no split
     "arctic_a0001": "train", "arctic_a0002": "train", "arctic_a0006": "test", "arctic_a0012": "dev",
     "arctic_a0099": None, "arctic_a0126": None}
+CALLS = [  # call, place in it, transcription
+    ("00000", "000", "{smack} My own name"), ("00000", "001", "Operator"),
+    ("00000", "006", "[static\\] I'd call the Operator{click], _please_ ^Bob %uh"),
+    ("00000", "007", "I ((can)) not hear you"), ("00001", "006", "Not one of *theze words"),
+    ("00001", "007", "Cut off in the mid-"), ("00001", "008", "Room 12 is there"),
+    ("00001", "009", "I work at ThinkEngine"), ("00002", "006", "recorded as nothing at all")]
 
 
 def tone(seconds: float, rate: int, hertz: float, channels: int = 1) -> bytes:
@@ -37,15 +43,15 @@ def tone(seconds: float, rate: int, hertz: float, channels: int = 1) -> bytes:
 
 
 def checksum_of(files: dict[str, bytes]) -> str:
-    lines = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)]
+    lines = [f"{hashlib.sha256(files[name]).hexdigest()}  {Path(name).name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_source(root: Path, folder: str, files: dict[str, bytes]) -> tuple[Path, Path]:
+def write_source(root: Path, files: dict[str, bytes]) -> tuple[Path, Path]:
     """Writes a data set as a folder and as GitHub's archive of it."""
-    (root / "source" / folder).mkdir(parents=True)
     for name, content in files.items():
-        (root / "source" / folder / name).write_bytes(content)
+        (root / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "source" / name).write_bytes(content)
     (root / "source" / "README.md").write_text("not used")
     archive = root / "source.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -56,9 +62,9 @@ def write_source(root: Path, folder: str, files: dict[str, bytes]) -> tuple[Path
 
 @pytest.fixture(scope="module")
 def digit_source(tmp_path_factory):
-    files = {f"{digit}_{name}_{take}.wav": tone(0.01 + digit / 1000, 8000, 300 + 10 * take)
+    files = {f"recordings/{digit}_{name}_{take}.wav": tone(0.01 + digit / 1000, 8000, 300 + 10 * take)
              for digit in range(10) for name in DIGIT_SPEAKERS for take in range(50)}
-    return *write_source(tmp_path_factory.mktemp("fsdd"), "recordings", files), checksum_of(files)
+    return *write_source(tmp_path_factory.mktemp("fsdd"), files), checksum_of(files)
 
 
 @pytest.fixture(scope="module")
@@ -66,25 +72,55 @@ def voice_source(tmp_path_factory):
     files = {}
     for number, prompt in enumerate(PROMPTS):
         for reading in range(1 + number % 2):
-            files[f"{prompt}_159274{reading}.wav"] = tone(0.2 + number / 100, 48_000, 440, channels=2)
-            files[f"{prompt}_159274{reading}.txt"] = f"It’s prompt-number {number}, etc.\n".encode()
-    return *write_source(tmp_path_factory.mktemp("voice"), "data", files), checksum_of(files)
+            files[f"data/{prompt}_159274{reading}.wav"] = tone(0.2 + number / 100, 48_000, 440, channels=2)
+            files[f"data/{prompt}_159274{reading}.txt"] = f"It’s prompt-number {number}, etc.\n".encode()
+    return *write_source(tmp_path_factory.mktemp("voice"), files), checksum_of(files)
 
 
 @pytest.fixture(scope="module")
-def made_up(digit_source, voice_source):
+def call_source(tmp_path_factory):
+    files, entries = {}, []
+    for number, (call, place, text) in enumerate(CALLS):
+        name = f"WUWII{call}_{place}.ulaw"
+        samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(8000 + 80 * number) / 8000)
+        sound = io.BytesIO()
+        soundfile.write(sound, samples, 8000, format="RAW", subtype="ULAW")
+        files[f"calls/{call}/{name}"] = sound.getvalue() if text != "recorded as nothing at all" else b""
+        files[f"calls/{call}/{name}.vad"] = b"not used"
+        entries.append({"sessionNumber": call, "utteranceNumber": place, "fileName": name, "transcription": text})
+    entries.append({**entries[1], "fileName": "lost.ulaw"})
+    files["data.json"] = json.dumps({"entries": entries}).encode()
+    used = {name: content for name, content in files.items() if not name.endswith(".vad")}
+    return *write_source(tmp_path_factory.mktemp("calls"), files), checksum_of(used)
+
+
+@pytest.fixture(scope="module")
+def number_source(tmp_path_factory):
+    names = ["R_a", "R_b", sorted(read_digits.OTHERS)[0], "R_absent"]
+    files = {f"audio_data/Numbers/{name}.wav": tone(0.5, 44_100, 300, channels=2) for name in names[:3]}
+    numbers = zip(names, (907, "61-2", 5, 6), strict=True)
+    rows = [f"{name},audio_data/{kind}/{name}.wav,{number}"
+            for name, number in numbers for kind in ("Names", "Numbers")]
+    files["metadata.csv"] = "\n".join(["Response_ID,file_name,Number", *rows]).encode()
+    return *write_source(tmp_path_factory.mktemp("numbers"), files), checksum_of(files)
+
+
+@pytest.fixture(scope="module")
+def made_up(digit_source, voice_source, call_source, number_source):
     """The made-up data sets in the place of the published ones: folder and archive by corpus."""
+    sources = {"digits": digit_source, "kathleen": voice_source, "wuw": call_source, "read-digits": number_source}
     with pytest.MonkeyPatch.context() as patch:
-        for recipe, (_, archive, checksum) in ((digits, digit_source), (kathleen, voice_source)):
-            archive_checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+        for name, (_, archive, checksum) in sources.items():
+            recipe = command.CORPORA[name]
+            archive_checksum = recipe.SOURCE.sha256 and hashlib.sha256(archive.read_bytes()).hexdigest()
             patch.setattr(recipe, "SOURCE", recipe.SOURCE._replace(
                 url=archive.as_uri(), sha256=archive_checksum, files_sha256=checksum))
-        yield {"digits": digit_source[:2], "kathleen": voice_source[:2]}
+        yield {name: source[:2] for name, source in sources.items()}
 
 
 @pytest.fixture(scope="module")
 def prepared(made_up, tmp_path_factory) -> Path:
-    """Both corpora, made from the folders."""
+    """All corpora, made from the folders."""
     root = tmp_path_factory.mktemp("prepared")
     for corpus in command.CORPORA:
         command.prepare(corpus, source=made_up[corpus][0], output=root / corpus)
@@ -122,6 +158,32 @@ def test_kathleen_is_split_by_prompt(prepared):
     assert [round(len(load_audio(entry.audio)) / 16_000, 2) for entry in entries["train"]] == [0.2, 0.21, 0.21]
     description = json.loads((prepared / "kathleen" / "corpus.json").read_text())
     assert description["splits"]["train"] == {"hours": 0.0002, "utterances": 3, "speakers": 1}
+
+
+def test_wuw_is_the_sentences_without_marks(prepared):
+    """Neither names nor single words, nor what the transcriber was unsure of; the recordings are whole."""
+    entries = list_entries(prepared / "wuw" / "train")[0]
+    assert [(entry.id, entry.text) for entry in entries] == [
+        ("720000-1-0002", "I'D CALL THE OPERATOR PLEASE BOB UH"), ("720001-1-0007", "I WORK AT THINK ENGINE")]
+    waveform = load_audio(entries[0].audio)
+    assert len(waveform) == 2 * (8000 + 80 * 2) and 0.25 < waveform.abs().max() < 0.35
+    assert json.loads((prepared / "wuw" / "corpus.json").read_text())["splits"].keys() == {"train"}
+
+
+def test_numbers_are_read_digit_by_digit(prepared):
+    entries = list_entries(prepared / "read-digits" / "train")[0]
+    assert [(entry.id, entry.text) for entry in entries] == [
+        ("730001-1-0000", "NINE ZERO SEVEN"), ("730003-1-0000", "SIX ONE TWO")]
+
+
+def test_what_has_no_archive_is_to_be_cloned(made_up, tmp_path):
+    with pytest.raises(DataError, match="wuw-corpus-ii is not downloaded: git clone .* with --source"):
+        command.prepare("wuw", output=tmp_path / "wuw", download_dir=tmp_path)
+    for corpus in ("wuw", "read-digits"):
+        command.prepare(corpus, source=made_up[corpus][0], output=tmp_path / "folder" / corpus)
+        command.prepare(corpus, source=made_up[corpus][1], output=tmp_path / "archive" / corpus)
+    assert digests(tmp_path / "folder") == digests(tmp_path / "archive")
+    assert sorted(os.listdir(tmp_path)) == ["archive", "folder"]
 
 
 def test_archive_and_download_give_the_same_bytes_as_the_folder(prepared, made_up, tmp_path):

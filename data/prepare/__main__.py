@@ -2,6 +2,7 @@
 
     python -m data.prepare digits                               downloads 16 MB, writes data/corpora/digits
     python -m data.prepare kathleen --source ARCHIVE.tar.gz     downloads nothing
+    python -m data.prepare wuw --source wuw-corpus-ii           of a clone of https://github.com/wake-up-word/wuw-corpus-ii
     python -m data.prepare kathleen --audio_format opus         as in the published results, bit for bit with ffmpeg 5.1
 """
 
@@ -16,13 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.corpus_folder import new_corpus, read_description
-from data.prepare import digits, kathleen
+from data.prepare import digits, kathleen, read_digits, wuw
 from data.prepare.source import read_files
 from data.prepare.writing import FORMATS, write_corpus
 from utils.cli.parser import OneLineParser
 from utils.errors import one_line_errors
 
-CORPORA = {"digits": digits, "kathleen": kathleen}
+CORPORA = {"digits": digits, "kathleen": kathleen, "wuw": wuw, "read-digits": read_digits}
 RECIPE = 1  # raise it whenever the same flags would give another corpus
 
 
@@ -32,7 +33,8 @@ def prepare(corpus: str, *, source: Path | None = None, output: Path | None = No
 
     Args:
         corpus: a name in CORPORA.
-        source: the data set's folder or its archive from GitHub; by default it is downloaded into `download_dir`.
+        source: the data set's folder or its archive from GitHub; by default it is downloaded into `download_dir`, where
+            its archive's checksum is known.
         output: the corpus' folder; data/corpora/CORPUS by default.
         audio_format: "flac", or "opus" as in the published results, by ffmpeg; Debian 12's gives the same bytes.
 

@@ -19,8 +19,7 @@ SOURCE = Source(
     name="free-spoken-digit-dataset",
     url="https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.10.tar.gz",
     sha256="feb479fad3a37883c3d21ed7f982281c2dd1c18d5aefd7e8a5d50f58023392aa",
-    folder="recordings",
-    suffixes=(".wav",),
+    files=("recordings/*.wav",),
     files_sha256="1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
 )
 BITRATE = "24k"  # of Opus

@@ -16,8 +16,7 @@ SOURCE = Source(
     name="dataset-voice-kathleen",
     url=f"https://github.com/rhasspy/dataset-voice-kathleen/archive/{COMMIT}.tar.gz",
     sha256="977f9f86ff79c37404f4726cb015a920fdf3ed64dbd82e6590b82f3084dabc85",
-    folder="data",
-    suffixes=(".txt", ".wav"),
+    files=("data/*.txt", "data/*.wav"),
     files_sha256="243f6a940374057a41eb01f96d3e623453bf4339fe0532e5dcd249832ce2648f",
 )
 BITRATE = "32k"  # of Opus

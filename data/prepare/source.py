@@ -5,7 +5,7 @@ import itertools
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from data.index import DataError
@@ -21,20 +21,21 @@ class Source(NamedTuple):
 
     name: str
     url: str
-    sha256: str  # of the archive
-    folder: str  # in the archive; the files that are used lie in it
-    suffixes: tuple[str, ...]
-    files_sha256: str  # of `sha256sum *.wav *.txt`, the lines sorted by name
+    sha256: str | None  # of the archive; None: it is not downloaded, `url` is a repository to clone
+    files: tuple[str, ...]  # patterns of the paths in it that are used, such as data/*.wav
+    files_sha256: str  # of the lines that sha256sum writes of them, with their names alone, sorted by their paths
 
 
 def read_files(source: Source, path: Path | None, download_dir: Path) -> Iterator[tuple[str, bytes]]:
-    """Returns name and content of each file of the data set, sorted by name, after verifying all of them.
+    """Returns name and content of each file of the data set, sorted by path, after verifying all of them.
 
     Args:
         path: a folder or a tar archive that holds the data set; None downloads the archive into `download_dir`.
 
     Raises DataError where they are other files, DownloadError, and OSError.
     """
+    if path is None and source.sha256 is None:
+        raise DataError(f"{source.name} is not downloaded: git clone {source.url} and pass its folder with --source")
     if path is None:
         path = fetch(source.url, download_dir / f"{source.name}.tar.gz", source.sha256)
     read = _read_folder if path.is_dir() else _read_archive
@@ -42,13 +43,16 @@ def read_files(source: Source, path: Path | None, download_dir: Path) -> Iterato
     for name, content in read(source, path):
         lines.update(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())
     if lines.hexdigest() != source.files_sha256:
-        raise DataError(f"{path} holds other files than {source.name}: unpack {source.url} and pass its folder")
+        how = "unpack" if source.sha256 else "clone"
+        raise DataError(f"{path} holds other files than {source.name}: {how} {source.url} and pass its folder")
     return read(source, path)
 
 
 def _read_folder(source: Source, path: Path) -> Iterator[tuple[str, bytes]]:
-    folder = path / source.folder if (path / source.folder).is_dir() else path
-    for file in sorted(file for file in folder.iterdir() if file.suffix in source.suffixes):
+    """Reads the files of a data set's folder, or of the folder in it that holds them."""
+    inner = {pattern.rpartition("/")[2] for pattern in source.files}
+    found = [file for patterns in (source.files, inner) for pattern in patterns for file in path.glob(pattern)]
+    for file in sorted(set(found), key=lambda file: file.relative_to(path).as_posix()):
         with file.open("rb") as opened:
             yield file.name, opened.read(LARGEST_READ)
 
@@ -58,13 +62,18 @@ def _read_archive(source: Source, path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with BoundedReader(path, times=UNPACKED_TIMES) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
             for member in iter(tar.next, None):
-                name = Path(member.name)
-                if member.isreg() and name.parent.name == source.folder and name.suffix in source.suffixes:
-                    yield name.name, tar.extractfile(member).read(LARGEST_READ)
+                within = PurePosixPath(*PurePosixPath(member.name).parts[1:])  # without the archive's own folder
+                if member.isreg() and any(is_at(within, pattern) for pattern in source.files):
+                    yield within.name, tar.extractfile(member).read(LARGEST_READ)
                 tar.members.clear()  # it keeps every member to find links by
     except (tarfile.TarError, EOFError, zlib.error, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not a tar archive that can be read ({printable(error, 200)}): "
                         f"fetch {source.url} again") from None
+
+
+def is_at(path: PurePosixPath, pattern: str) -> bool:
+    """Returns whether a relative path has as many parts as a pattern, and each matches: * stops at a slash."""
+    return len(path.parts) == len(PurePosixPath(pattern).parts) and path.match(pattern)
 
 
 def group_by_stem(files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:
