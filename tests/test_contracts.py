@@ -69,6 +69,8 @@ def test_gradients_ignore_padding(network):
     batch = make_batch(network, waveforms)
     network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)["loss"].backward()
     together = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    strides = {name: p.grad.stride() for name, p in network.named_parameters() if p.grad is not None}
+    assert strides == {name: p.stride() for name, p in network.named_parameters()}, "DDP copies what lies otherwise"
     network.zero_grad()
     for i in range(len(waveforms)):
         one = one_of(batch, i)
