@@ -262,6 +262,18 @@ def common_voice(root: Path) -> str:
     return "train.tsv"
 
 
+def common_voice_1(root: Path) -> str:
+    """A split of Common Voice's first release: a table with commas, whose clips it names with their folder."""
+    (root / "cv-valid-dev").mkdir()
+    lines = ["filename,text,up_votes,down_votes,age,gender,accent,duration"]
+    for i, (path, text) in enumerate(zip(SPEECH, WORDS, strict=False)):
+        speech = resample(load_audio(path), SAMPLE_RATE, 48_000)
+        soundfile.write(root / "cv-valid-dev" / f"sample-{i:06}.mp3", speech.numpy(), 48_000)
+        lines.append(f"cv-valid-dev/sample-{i:06}.mp3,{text},1,0,,,,")
+    write_lines(root / "cv-valid-dev.csv", *lines)
+    return "cv-valid-dev.csv"
+
+
 def kaldi(root: Path) -> str:
     """A data folder of Kaldi with two recordings, each of two segments."""
     folder = root / "data" / "train"
@@ -332,7 +344,7 @@ def write_lines(path: Path, *lines: str) -> Path:
     return path
 
 
-LAYOUTS = [common_voice, kaldi, audiofolder, audiofolder_jsonl, nemo, lhotse]
+LAYOUTS = [common_voice, common_voice_1, kaldi, audiofolder, audiofolder_jsonl, nemo, lhotse]
 
 
 @pytest.mark.parametrize("build", LAYOUTS, ids=lambda build: build.__name__)
@@ -342,14 +354,15 @@ def test_each_layout_is_read_and_trained_on(build, tmp_path):
     data = data_module(tmp_path, val_sets=[name])
     index = data.index(name)
     assert index.left_out == {} and [u.text for u in index.utterances] == [text.lower() for text in WORDS]
-    speaker = {"common_voice": "ab" * 64, "nemo": ""}.get(build.__name__, "anna")
+    speaker = {"common_voice": "ab" * 64, "common_voice_1": "", "nemo": ""}.get(build.__name__, "anna")
     assert {u.speaker for u in index.utterances} == {speaker}
-    near = 0.2 if build is common_voice else 2e-4  # MP3 is another sound, FLAC has 16 bits
+    mp3 = build in (common_voice, common_voice_1)
+    near = 0.2 if mp3 else 2e-4  # MP3 is another sound, FLAC has 16 bits
     dataset = SpeechDataset(index.utterances, CharTokenizer())
     for i, path in enumerate(SPEECH[:4]):
         expected, (_, found) = load_audio(path), dataset[SampleRef(i, 0)]
         size = min(len(expected), len(found))
-        assert abs(len(expected) - len(found)) <= (1152 if build is common_voice else 4)
+        assert abs(len(expected) - len(found)) <= (1152 if mp3 else 4)
         assert (expected[:size] - found[:size]).norm() < near * expected.norm()
     train.main(arguments(tmp_path / "run", "--data_root", str(tmp_path), "--train_sets", name, "--val_sets", name,
                          "--test_sets", "--limit_train_batches", "1", "--batch_size", "2", "--epochs", "1"))
@@ -420,6 +433,21 @@ def test_faults_in_a_table_of_common_voice(tmp_path):
     with pytest.raises(DataError) as error:
         data_module(tmp_path).index(name)
     assert str(error.value) == f"{tmp_path}/{name}: no column sentence in its first line, which has path, text"
+
+
+def test_faults_in_a_table_of_the_first_common_voice(tmp_path):
+    name = common_voice_1(tmp_path)
+    with open(tmp_path / name, "a") as file:
+        file.write('cv-valid-dev/sample-000000.mp3,"well, said he",1,0,,,,\n')
+        file.write("cv-valid-dev/sample-000009.mp3,so,1,0,,,,\ncv-valid-dev/sample-000001.mp3,so\n")
+    entries, faults = readers.list_split(tmp_path, name)
+    assert [entry.text for entry in entries[4:]] == ["well, said he", "so"]
+    assert faults == {"with a bad line in the table": ["line 8: 2 columns, not 8"]}
+    left_out = data_module(tmp_path).index(name).left_out
+    assert left_out["with bad audio: no such file"] == [str(tmp_path / "cv-valid-dev" / "sample-000009.mp3")]
+    (tmp_path / name).write_text("path,sentence\n")
+    with pytest.raises(DataError, match=r"dev.csv: no column filename, text in its first line, which has path, "):
+        data_module(tmp_path).index(name)
 
 
 def test_faults_in_a_table_of_an_audiofolder(tmp_path):

@@ -31,7 +31,7 @@ def list_split(root: Path, name: str) -> tuple[Iterable[Entry], dict[str, list[s
             return reader.list_entries(path)
     raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in the layout of "
                     "LibriSpeech, Kaldi or audiofolder; a manifest ends in .json or .jsonl, a table of Common Voice in "
-                    f".tsv; subsets that can be downloaded are {', '.join(SHA256)}")
+                    f".tsv or .csv; subsets that can be downloaded are {', '.join(SHA256)}")
 
 
 def download_missing(root: Path, names: Iterable[str], *, url: str) -> None:

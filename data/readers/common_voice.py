@@ -3,9 +3,15 @@
     FOLDER/train.tsv, dev.tsv, test.tsv, validated.tsv, ...     client_id, path, sentence and more, in columns
     FOLDER/clips/common_voice_en_1.mp3
 
+and its first release, in English alone, whose tables have commas, and whose clips lie in a folder for each split:
+
+    FOLDER/cv-valid-train.csv, cv-valid-dev.csv, ...            filename, text and more
+    FOLDER/cv-valid-dev/sample-000000.mp3                       which the table names with its folder
+
 A split is named by its table.
 """
 
+import csv
 from pathlib import Path
 
 from data.index import Entry
@@ -17,24 +23,34 @@ KIND = "a table of Common Voice"
 
 def find_split(root: Path, name: str) -> Path | None:
     """Returns a table with clips next to it, as it is given or under `root`; None for anything else."""
-    tables = (Path(name), root / name) if name.endswith(".tsv") else ()
-    return next((table for table in tables if table.is_file() and (table.parent / CLIPS).is_dir()), None)
+    tables = (Path(name), root / name) if name.endswith((".tsv", ".csv")) else ()
+    return next((table for table in tables if table.is_file() and _folder_of_clips(table).is_dir()), None)
 
 
 def list_entries(table: Path) -> tuple[list[Entry], dict[str, list[str]]]:
     """Returns what the table lists, in its own order, and its bad lines by kind. Raises DataError."""
-    columns = _split(next(lines_of(table, KIND), None) or "")
-    check_columns(table, columns, ["path", "sentence"])
+    split, audio, text = (_split_commas, "filename", "text") if table.suffix == ".csv" else (_split, "path", "sentence")
+    columns = split(next(lines_of(table, KIND), None) or "")
+    check_columns(table, columns, [audio, text])
 
     def build_entry(line: str) -> Entry:
-        fields = _split(line)
+        fields = split(line)
         if len(fields) != len(columns):
             raise ValueError(f"{len(fields)} columns, not {len(columns)}")
         row = dict(zip(columns, fields, strict=True))
-        return Entry(row["path"], str(table.parent / CLIPS / row["path"]), row["sentence"], row.get("client_id", ""))
+        folder = table.parent if table.suffix == ".csv" else table.parent / CLIPS
+        return Entry(row[audio], str(folder / row[audio]), row[text], row.get("client_id", ""))
 
     entries, bad = parse_lines(table, build_entry, KIND, skip=1)
     return entries, {"with a bad line in the table": bad}
+
+
+def _folder_of_clips(table: Path) -> Path:
+    return table.with_suffix("") if table.suffix == ".csv" else table.parent / CLIPS
+
+
+def _split_commas(line: str) -> list[str]:
+    return next(csv.reader([line.rstrip("\r\n")]), [])
 
 
 def _split(line: str) -> list[str]:
