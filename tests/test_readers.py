@@ -446,7 +446,7 @@ def test_faults_in_a_table_of_the_first_common_voice(tmp_path):
     left_out = data_module(tmp_path).index(name).left_out
     assert left_out["with bad audio: no such file"] == [str(tmp_path / "cv-valid-dev" / "sample-000009.mp3")]
     (tmp_path / name).write_text("path,sentence\n")
-    with pytest.raises(DataError, match=r"dev.csv: no column filename, text in its first line, which has path, "):
+    with pytest.raises(DataError, match=r"dev.csv: a manifest is a .jsonl file with one"):
         data_module(tmp_path).index(name)
 
 

@@ -18,18 +18,21 @@ from data.index import Entry
 from data.readers.listing import check_columns, lines_of, parse_lines
 
 CLIPS = "clips"
+OF_FIRST = ("filename", "text")  # columns of the first release
 KIND = "a table of Common Voice"
 
 
 def find_split(root: Path, name: str) -> Path | None:
     """Returns a table with clips next to it, as it is given or under `root`; None for anything else."""
     tables = (Path(name), root / name) if name.endswith((".tsv", ".csv")) else ()
-    return next((table for table in tables if table.is_file() and _folder_of_clips(table).is_dir()), None)
+    return next((table for table in tables if table.is_file() and _has_clips(table)), None)
 
 
 def list_entries(table: Path) -> tuple[list[Entry], dict[str, list[str]]]:
     """Returns what the table lists, in its own order, and its bad lines by kind. Raises DataError."""
-    split, audio, text = (_split_commas, "filename", "text") if table.suffix == ".csv" else (_split, "path", "sentence")
+    of_first = table.suffix == ".csv"
+    split, audio, text = (_split_commas, *OF_FIRST) if of_first else (_split, "path", "sentence")
+    folder = table.parent if of_first else table.parent / CLIPS
     columns = split(next(lines_of(table, KIND), None) or "")
     check_columns(table, columns, [audio, text])
 
@@ -38,15 +41,17 @@ def list_entries(table: Path) -> tuple[list[Entry], dict[str, list[str]]]:
         if len(fields) != len(columns):
             raise ValueError(f"{len(fields)} columns, not {len(columns)}")
         row = dict(zip(columns, fields, strict=True))
-        folder = table.parent if table.suffix == ".csv" else table.parent / CLIPS
         return Entry(row[audio], str(folder / row[audio]), row[text], row.get("client_id", ""))
 
     entries, bad = parse_lines(table, build_entry, KIND, skip=1)
     return entries, {"with a bad line in the table": bad}
 
 
-def _folder_of_clips(table: Path) -> Path:
-    return table.with_suffix("") if table.suffix == ".csv" else table.parent / CLIPS
+def _has_clips(table: Path) -> bool:
+    """Returns whether clips lie where tables of that kind have them; other tables end in .csv too."""
+    if table.suffix == ".tsv":
+        return (table.parent / CLIPS).is_dir()
+    return table.with_suffix("").is_dir() and {*OF_FIRST} <= {*_split_commas(next(lines_of(table, KIND), None) or "")}
 
 
 def _split_commas(line: str) -> list[str]:
