@@ -82,17 +82,17 @@ MORE_SPEAKERS := librispeech/train-clean-5*2 wuw/train*1.3 read-digits/train*4 h
 	flite/train*0.4 piper/train*0.4 numbers-hibari/train*0.3 numbers-nanotts/train*0.3 numbers-flite/train*0.3 \
 	kathleen/train*2 librispeech/train*2 librispeech/train-machine-transcribed*4 ljspeech/train*1.5 \
 	speechocean/train*1.2
-FURTHER_RUN := --speed_perturb 0.8 0.9 1.0 1.1 1.2
+COMMON_VOICE := common-voice-1/cv-valid-dev.csv*1.5 common-voice-delta/validated.tsv*1.5 librispeech/train-clean-5*1.5 \
+	wuw/train read-digits/train*3 hibari/train*0.3 nanotts/train*0.25 flite/train*0.25 piper/train*0.25 \
+	numbers-hibari/train*0.2 numbers-nanotts/train*0.2 numbers-flite/train*0.2 kathleen/train*1.5 librispeech/train \
+	librispeech/train-machine-transcribed*3 ljspeech/train speechocean/train
+SPEEDS := --speed_perturb 0.8 0.9 1.0 1.1 1.2
 RUN_deepspeech2_english_2 := --epochs 5 -lr 1.5e-3
 RUN_deepspeech2_english_3 := --epochs 7 --limit_train_batches 1600 -lr 1.5e-3 --batch_seconds 25 \
 	--consistency_weight 0.2 --freq_warp 0.1 --freq_width 20 --time_masks 4 --time_width 30 --time_share 0.3 \
 	--telephone_share 0.15 --train_sets $(WITH_NUMBERS)
 RUN_deepspeech2_english_4 := --epochs 6 --limit_train_batches 950 -lr 1.5e-3 --warmup_steps 500 --batch_seconds 25 \
 	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --train_sets $(MORE_SPEAKERS)
-COMMON_VOICE := common-voice-1/cv-valid-dev.csv*1.5 common-voice-delta/validated.tsv*1.5 librispeech/train-clean-5*1.5 \
-	wuw/train read-digits/train*3 hibari/train*0.3 nanotts/train*0.25 flite/train*0.25 piper/train*0.25 \
-	numbers-hibari/train*0.2 numbers-nanotts/train*0.2 numbers-flite/train*0.2 kathleen/train*1.5 librispeech/train \
-	librispeech/train-machine-transcribed*3 ljspeech/train speechocean/train
 RUN_deepspeech2_english_5 := --epochs 3 --limit_train_batches 1050 -lr 1e-3 --warmup_steps 100 --batch_seconds 25 \
 	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --text_normalizer english \
 	--train_sets $(COMMON_VOICE)
@@ -129,7 +129,7 @@ runs/$(RECIPE)_1/results.json: $(SPOKEN:%=data/corpora/%/corpus.json)
 
 define FURTHER
 runs/$(RECIPE)_$(1)/results.json: runs/$(RECIPE)_$(shell expr $(1) - 1)/results.json
-	$$(TRAIN) --init_from $$(<D)/checkpoints/last.ckpt $(FURTHER_RUN) $(RUN_$(RECIPE)_$(1))
+	$$(TRAIN) --init_from $$(<D)/checkpoints/last.ckpt $(SPEEDS) $(RUN_$(RECIPE)_$(1))
 endef
 $(foreach run,$(RUNS_$(RECIPE)),$(eval $(call FURTHER,$(run))))
 

@@ -96,7 +96,7 @@ def call_source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def number_source(tmp_path_factory):
-    names = ["R_a", "R_b", sorted(read_digits.OTHERS)[0], "R_absent"]
+    names = ["R_a", "R_b", sorted(read_digits.HEARD_OTHERWISE)[0], "R_absent"]
     files = {f"audio_data/Numbers/{name}.wav": tone(0.5, 44_100, 300, channels=2) for name in names[:3]}
     numbers = zip(names, (907, "61-2", 5, 6), strict=True)
     rows = [f"{name},audio_data/{kind}/{name}.wav,{number}"

@@ -250,27 +250,27 @@ def test_tables_of_another_kind_say_what_is_read_instead(corpus, name):
 WORDS = ["he did not", "I had faith", "in them", "it's a canoe"]
 
 
+def write_mp3(folder: Path, pattern: str) -> list[tuple[str, str]]:
+    """Writes speech as MP3 at 48 kHz; returns name and text of each file."""
+    folder.mkdir()
+    named = [(path, pattern.format(i), text) for i, (path, text) in enumerate(zip(SPEECH, WORDS, strict=False))]
+    for path, name, _ in named:
+        soundfile.write(folder / name, resample(load_audio(path), SAMPLE_RATE, 48_000).numpy(), 48_000)
+    return [(name, text) for _, name, text in named]
+
+
 def common_voice(root: Path) -> str:
     """A language of Common Voice: MP3 at 48 kHz, and a table as its releases have it."""
-    (root / "clips").mkdir()
-    lines = ["client_id\tpath\tsentence\tup_votes\tlocale"]
-    for i, (path, text) in enumerate(zip(SPEECH, WORDS, strict=False)):
-        speech = resample(load_audio(path), SAMPLE_RATE, 48_000)
-        soundfile.write(root / "clips" / f"common_voice_en_{i}.mp3", speech.numpy(), 48_000)
-        lines.append(f"{'ab' * 64}\tcommon_voice_en_{i}.mp3\t{text}\t2\ten")
-    (root / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [f"{'ab' * 64}\t{name}\t{text}\t2\ten" for name, text in write_mp3(root / "clips", "common_voice_en_{}.mp3")]
+    write_lines(root / "train.tsv", "client_id\tpath\tsentence\tup_votes\tlocale", *rows)
     return "train.tsv"
 
 
 def common_voice_1(root: Path) -> str:
     """A split of Common Voice's first release: a table with commas, whose clips it names with their folder."""
-    (root / "cv-valid-dev").mkdir()
-    lines = ["filename,text,up_votes,down_votes,age,gender,accent,duration"]
-    for i, (path, text) in enumerate(zip(SPEECH, WORDS, strict=False)):
-        speech = resample(load_audio(path), SAMPLE_RATE, 48_000)
-        soundfile.write(root / "cv-valid-dev" / f"sample-{i:06}.mp3", speech.numpy(), 48_000)
-        lines.append(f"cv-valid-dev/sample-{i:06}.mp3,{text},1,0,,,,")
-    write_lines(root / "cv-valid-dev.csv", *lines)
+    clips = write_mp3(root / "cv-valid-dev", "sample-{:06}.mp3")
+    write_lines(root / "cv-valid-dev.csv", "filename,text,up_votes,down_votes,age,gender,accent,duration",
+                *(f"cv-valid-dev/{name},{text},1,0,,,," for name, text in clips))
     return "cv-valid-dev.csv"
 
 

@@ -22,11 +22,11 @@ SOURCE = Source(
 )
 BITRATE = "24k"  # of Opus
 FIRST_SPEAKER = 730_000
-OTHERS = frozenset("""
+HEARD_OTHERWISE = frozenset("""
     R_14L9qNxUlipFmsF R_1bhWwiBjHlA1GcF R_34Kh357EGklz2X7 R_3f5pnhlvLlxkfu1 R_3gToFAf4MoM9dl8
     R_4JsyJD7ticKbRiZ R_4M4K1OEOS6Dy9xr R_4QJpbtn4T8z4ixS R_4gezxpDDRaPXKIs R_4s7PwXExwuw1cZa
     R_4shv1y28wS6SaPv R_4ssmicMjtQagK7v R_5jebEVEgcwRTOcO
-""".split())  # read other digits than these
+""".split())  # a recogniser heard other digits in these than were to be read
 
 
 def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
@@ -35,6 +35,6 @@ def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
     rows = csv.DictReader(io.StringIO(recordings["metadata.csv"].decode()))
     numbers = {row["Response_ID"]: row["Number"] for row in rows}
     for place, (name, number) in enumerate(sorted(numbers.items())):
-        if name not in OTHERS and (recording := recordings.get(f"{name}.wav")):
+        if name not in HEARD_OTHERWISE and (recording := recordings.get(f"{name}.wav")):
             text = " ".join(WORDS[int(digit)] for digit in number if digit.isdecimal())
             yield Utterance("train", f"{FIRST_SPEAKER + place}-1-0000", text, recording)

@@ -1,4 +1,4 @@
-"""wuw: 2 h of sentences by about 240 speakers of the United States, who call by telephone, one in five not a native.
+"""wuw: 2 h of sentences from 297 telephone calls by about 240 speakers in the United States, one in five not a native.
 
 The recordings are the second wake-up-word corpus (Kepuska et al., CC BY-SA 4.0, https://github.com/wake-up-word), 8 kHz
 in mu-law. Speakers were asked to say one of five words, and then to use it in a sentence of their own: the sentences
