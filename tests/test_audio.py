@@ -268,6 +268,27 @@ def test_files_that_were_joined_byte_by_byte_are_refused(tmp_path, speech, kind,
         assert_one_line(error, one)
 
 
+@pytest.mark.parametrize("stated", [0.5, 0.8])
+@pytest.mark.parametrize("shape", [{}, {"subtype": "PCM_24"}, {"channels": 2}, {"rate": 48_000}, {"rate": 12_345}],
+                         ids=str)
+def test_a_flac_with_more_samples_than_its_header_states_is_refused(tmp_path, speech, shape, stated):
+    """libsndfile would read as many as are stated, and say nothing."""
+    path, channels = tmp_path / "a.flac", shape.get("channels", 1)
+    samples = np.stack([speech.numpy() / (1 + k) for k in range(channels)], axis=1)
+    soundfile.write(path, samples, shape.get("rate", SAMPLE_RATE), subtype=shape.get("subtype"))
+    whole = load_audio(path)
+    data = bytearray(path.read_bytes())
+    data[22:26] = int(len(speech) * stated).to_bytes(4, "big")
+    path.write_bytes(data)
+    for read in (load_audio, probe_seconds):
+        with pytest.raises(AudioError, match=f"states {int(len(speech) * stated):,} samples, and more follow") as error:
+            read(path)
+        assert_one_line(error, path)
+    data[22:26] = len(speech).to_bytes(4, "big")
+    path.write_bytes(data + b"TAG" + bytes(125))
+    assert torch.equal(load_audio(path), whole), "as before, with a tag at its end"
+
+
 def without_index(path) -> bytes:
     """An MP3 without its first frame, which holds the count of the others."""
     data = path.read_bytes()

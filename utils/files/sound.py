@@ -206,7 +206,7 @@ def _count_after_chunks(file: BinaryIO, chunks: _Chunks, begin: int, size: int) 
     return size - begin if any(block.count(0) < len(block) for block in blocks) else 0
 
 
-# -- Ogg, FLAC and MP3: files that were joined byte by byte ------------------------------------------
+# -- Ogg, FLAC and MP3: files that go on after what is said to be their end -------------------------
 
 
 def _check_ogg(file: BinaryIO, size: int, _) -> str:
@@ -232,14 +232,64 @@ def _check_ogg(file: BinaryIO, size: int, _) -> str:
     return "" if ends and end <= size else TRUNCATED
 
 
-def _check_flac(file: BinaryIO, *_) -> str:
-    """Returns what is to be said where another file begins within this one: by its mark and its first block's size."""
-    at = _find(file, b"fLaC", 0)
+def _check_flac(file: BinaryIO, size: int, sound: soundfile.SoundFile) -> str:
+    """Returns what is to be said where another file begins within this one, or where more samples follow than stated.
+
+    Another file is known by its mark and its first block's size.
+    """
+    begin = at = _find(file, b"fLaC", 0)
     while (at := _find(file, b"fLaC", at + 4)) >= 0:
         file.seek(at + 4)
         if file.read(4) in (b"\0\0\0\x22", b"\x80\0\0\x22"):
             return JOINED
+    if _last_flac_frame(file, begin, size) >= sound.frames:
+        return f"its header states {sound.frames:,} samples, and more follow: {CONVERT}"
     return ""
+
+
+def _last_flac_frame(file: BinaryIO, begin: int, size: int) -> int:
+    """Returns where the last frame of the FLAC at `begin` starts, in samples (RFC 9639, section 9); -1 if unknown."""
+    file.seek(begin + 8)
+    block_size = int.from_bytes(file.read(2), "big")  # of all frames but the last, where frames are numbered
+    at, last = begin + 4, False
+    while not last:  # over the blocks of metadata
+        file.seek(at)
+        kind, *length = file.read(4) or b"\x80"
+        at, last = at + 4 + int.from_bytes(length, "big"), bool(kind & 0x80)
+    file.seek(at)
+    first = file.read(4)
+    file.seek(max(at, size - _BLOCK))
+    tail = file.read(_BLOCK)
+    at = len(tail)
+    while (at := tail.rfind(first[:2], 0, at)) >= 0 and len(first) == 4:
+        header = tail[at : at + 16]
+        like_first = len(header) == 16 and (header[2] ^ first[2]) & 0x0F == (header[3] ^ first[3]) & 0x0E == 0
+        number = _flac_frame_number(header) if like_first else -1  # rate and depth are as in the first frame
+        if number >= 0:
+            return number if header[1] & 1 else number * block_size
+    return -1
+
+
+def _flac_frame_number(header: bytes) -> int:
+    """Returns the number of a frame, or of its first sample where sizes vary; -1 where the checksum is wrong."""
+    ones = 8 - (header[4] ^ 0xFF).bit_length()  # as in UTF-8, the highest bits count the bytes
+    end = 4 + max(1, ones) + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+    if ones in (1, 8) or end >= len(header) or _crc8(header[:end]) != header[end]:
+        return -1
+    number = header[4] & 0x7F >> ones
+    for byte in header[5 : 4 + ones]:
+        number = number << 6 | byte & 0x3F
+    return number
+
+
+def _crc8(data: bytes) -> int:
+    """Returns the remainder by x^8 + x^2 + x + 1."""
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value << 1 & 0xFF ^ (7 if value & 0x80 else 0)
+    return value
 
 
 def _check_mp3(file: BinaryIO, _, sound: soundfile.SoundFile) -> str:
