@@ -146,7 +146,8 @@ $(ENGLISH)/lm.arpa.gz: | .venv/installed
 
 $(ENGLISH)/decoding.yaml: $(ENGLISH)/results.json $(ENGLISH)/lm.arpa.gz
 	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --tune --val_sets librispeech/dev kathleen/dev \
-		--decoder beam --beam_size 128 --token_min_logp -7 --beam_prune_logp -14 --lm $(ENGLISH)/lm.arpa.gz --output $@
+		--decoder beam --beam_size 128 --token_min_logp -7 --beam_prune_logp -14 --lm $(ENGLISH)/lm.arpa.gz \
+		--grid alpha=0.4,0.7,1.0 beta=0.5,1.5,2.5 --rounds 1 --output $@
 
 $(ENGLISH)/evaluated: $(ENGLISH)/decoding.yaml
 	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --config $< --compare_greedy --report $@ \

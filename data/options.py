@@ -32,9 +32,9 @@ class DataOptions:
         batch_size: utterances per batch and process
         batch_seconds: seconds of padded audio per batch and process; wins over --batch_size
         num_workers: processes that read audio
-        text_normalizer: of transcripts: basic, lower case; english, without punctuation and with numbers in words
-        cache_dir: durations of audio files
-        librispeech_url: where LibriSpeech's archives are
+        text_normalizer: of transcripts: basic lower-cases; english also drops punctuation and spells out numbers
+        cache_dir: where the durations of audio files are cached
+        librispeech_url: mirror of LibriSpeech's archives
     """
 
     data_root: str = "data"
@@ -52,13 +52,13 @@ class AugmentationOptions:
     """Holds what is done to training waveforms, drawn anew for each utterance in each epoch; nothing by default.
 
     Args:
-        noise_db: lowest and highest ratio of speech to added noise in dB, e.g. 5 40
-        noise_dir: folder of recordings to take the noise from; else it is synthetic, from white to brown
-        reverb_share: share of the utterances that sound as in a room
-        reverb_dir: folder of impulse responses of rooms; else they are synthetic
-        tilt: most of a microphone's spectral tilt, x[n] - t x[n-1] with t from -tilt to tilt, e.g. 0.35
-        telephone_share: share of the utterances that sound as by telephone: a band below 4 kHz, and a codec's noise
-        gain_db: lowest and highest change of the level in dB, e.g. -15 5; full scale is the limit
+        noise_db: range of the signal-to-noise ratio in dB, e.g. 5 40
+        noise_dir: folder of noise recordings; without it noise is synthetic, from white to brown
+        reverb_share: fraction of utterances with reverberation
+        reverb_dir: folder of room impulse responses; without it they are synthetic
+        tilt: largest spectral tilt: filters by x[n] - t x[n-1] with t from -tilt to tilt, e.g. 0.35
+        telephone_share: fraction of utterances through a telephone channel: a band below 4 kHz, and codec noise
+        gain_db: range of the gain in dB, e.g. -15 5; peaks stay within full scale
     """
 
     noise_db: list[Annotated[float, decibels]] = ()
@@ -91,12 +91,12 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
     """Holds the options of training data in addition.
 
     Args:
-        train_sets: LibriSpeech's subsets, folders, manifests or tables; hibari*0.5 has half of hibari in each epoch
-        val_sets: those that choose checkpoints
-        speed_perturb: speeds to draw from in training, e.g. 0.9 1.0 1.1
-        shard_window: utterances, about, whose tar shards are read at one time; their order is drawn for each epoch
-        skip_bad_audio: count files that cannot be read in place of stopping
-        seed: of weights, order and augmentation
+        train_sets: LibriSpeech's subsets, folders, manifests or tables; hibari*0.5 draws half of hibari per epoch
+        val_sets: validation sets, which choose the checkpoints
+        speed_perturb: speed factors, one of which is drawn per utterance, e.g. 0.9 1.0 1.1
+        shard_window: about how many utterances of tar shards are shuffled together
+        skip_bad_audio: skip and count unreadable files instead of stopping
+        seed: random seed of initialisation, data order and augmentation
     """
 
     train_sets: Annotated[list[Annotated[str, weighted_name]], "+"] = ("train-clean-100",)

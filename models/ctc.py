@@ -33,9 +33,9 @@ class CTCRecognizer(Recognizer):
 
     Args:
         head: classifier: one linear layer, or linear, GELU, dropout, linear.
-        local_ctc_weight: weight of a CTC loss on layers with short context, which tells word times; 0 leaves it out.
-        consistency_weight: CR-CTC: weight of the divergence between the outputs for two views of each training
-            utterance, masked apart by SpecAugment, at twice the cost of a step; 0 for one view.
+        local_ctc_weight: weight of a CTC loss on layers with short context, for exact word timestamps; 0 for none.
+        consistency_weight: CR-CTC: weight of the divergence between two SpecAugment views of each utterance, at
+            twice the cost of a step; 0 for one view.
     """
 
     def __init__(self, *, head: HeadType = "mlp", local_ctc_weight: float = 0.0, consistency_weight: float = 0.0,

@@ -88,11 +88,11 @@ class OptimizerConfig:
     """The optimiser of a run and its schedule.
 
     Args:
-        optimizer: what makes a step of a gradient
-        learning_rate: peak of the schedule
-        weight_decay: of matrices and filters, not of biases and norms
-        momentum: of the gradient (beta 1 of Adam)
-        schedule: how the learning rate falls after the warm-up
+        optimizer: AdamW, Adam, or SGD with momentum
+        learning_rate: peak learning rate
+        weight_decay: weight decay of matrices and filters; biases and norms have none
+        momentum: momentum of SGD, beta 1 of Adam
+        schedule: learning rate schedule after the warm-up
         warmup_steps: optimiser steps in which the learning rate rises to its peak
     """
 

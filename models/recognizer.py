@@ -44,10 +44,10 @@ class Recognizer(nn.Module, ABC):
         freq_width: SpecAugment: widest frequency mask, mel bins or coefficients.
         time_masks: SpecAugment: time masks per utterance.
         time_width: SpecAugment: widest time mask, frames.
-        time_share: SpecAugment: largest share of an utterance that its time masks may cover together.
-        tokenizer: characters, or pieces of words by byte-pair encoding.
-        alphabet: characters that the network can write, each once.
-        vocabulary: pieces of several letters for bpe; learnt from the training transcripts, so no flag.
+        time_share: SpecAugment: largest fraction of an utterance under all its time masks together.
+        tokenizer: characters, or subwords by byte-pair encoding.
+        alphabet: output characters, each once.
+        vocabulary: subwords of several letters for bpe; learnt from the training transcripts, so no flag.
     """
 
     registry: dict[str, type["Recognizer"]] = {}

@@ -62,7 +62,7 @@ def test_flags_of_every_type():
                               "--weights", "0.9", "1.1", "--path", "null"])
     assert pick_arguments(Toy, args) == {"size": 0, "rate": -1.5, "kind": "b", "both": False, "names": ["y", "z"],
                                          "weights": [0.9, 1.1], "path": "null"}
-    assert "how large, at most 100 %. (default: 3)" in " ".join(parser.format_help().split())
+    assert "how large, at most 100 % (default: 3)" in " ".join(parser.format_help().split())
 
 
 @pytest.mark.parametrize(("argv", "message"), [

@@ -14,7 +14,8 @@ class Base:
 
     Args:
         size: how large.
-        kind: one of two.
+        kind: one of two,
+            by name.
     """
 
     def __init__(self, *, size: int = 3, kind: Literal["a", "b"] = "a"):
@@ -47,10 +48,10 @@ class Alone(Base):
 
 
 def test_options_are_collected_along_the_bases():
-    kind = Option("kind", Literal["a", "b"], "a", "one of two.")
-    assert constructor_options(Base) == constructor_options(Middle) == [Option("size", int, 3, "how large."), kind]
-    assert constructor_options(Derived) == [Option("more", float, inspect.Parameter.empty, "one more, at 50 %."),
-                                            Option("size", int, 1, "how small."), kind]
+    kind = Option("kind", Literal["a", "b"], "a", "one of two, by name")
+    assert constructor_options(Base) == constructor_options(Middle) == [Option("size", int, 3, "how large"), kind]
+    assert constructor_options(Derived) == [Option("more", float, inspect.Parameter.empty, "one more, at 50 %"),
+                                            Option("size", int, 1, "how small"), kind]
 
 
 def test_options_that_no_constructor_hands_on_are_left_out():

@@ -208,7 +208,7 @@ def test_a_weight_that_float16_cannot_hold_is_named(tmp_path, capsys):
 
 
 def test_the_flags_of_a_network_build_it_again(tmp_path, capsys):
-    """Every option, through a YAML file, but for the pieces of words, which `--init_from` brings."""
+    """Every option, through a YAML file, but for the subwords, which `--init_from` brings."""
     network = build("conformer", alphabet=OTHER_ORDER, feature_norm="none", window_ms=20.0)
     checkpoint_module.main(["flags", str(save(network, tmp_path / "x.ckpt"))])
     (tmp_path / "x.yaml").write_text(capsys.readouterr().out)

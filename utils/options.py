@@ -12,7 +12,7 @@ class Option(NamedTuple):
     name: str
     type: Any  # its annotation
     default: Any  # inspect.Parameter.empty where there is none
-    help: str  # its line under `Args:` in the class's docstring
+    help: str  # its text under `Args:` in the class's docstring
 
 
 def constructor_options(cls: type) -> list[Option]:
@@ -36,6 +36,7 @@ def constructor_options(cls: type) -> list[Option]:
 
 
 def _helps(cls: type) -> dict[str, str]:
-    """Returns the lines under `Args:` of a class and its bases: a dataclass has its bases' arguments as well."""
+    """Returns the texts under `Args:` of a class and its bases: a dataclass has its bases' arguments as well."""
     pages = [inspect.cleandoc(owner.__doc__ or "") for owner in reversed(cls.__mro__)]  # Python 3.13 cleans by itself
-    return {name: text for page in pages for name, text in re.findall(r"^ {4}(\w+): (.+)$", page, flags=re.MULTILINE)}
+    return {name: " ".join(text.split()).rstrip(".") for page in pages
+            for name, text in re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)$", page, flags=re.MULTILINE)}

@@ -111,7 +111,7 @@ class CharTokenizer(Tokenizer):
 
 
 class BPETokenizer(Tokenizer):
-    """Encodes pieces of words as tokens, by byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909, section 3.2).
+    """Encodes subwords as tokens, by byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909, section 3.2).
 
     The mark ▁ at the front of a piece says that it begins a word. It is no piece by itself: each letter is
     two, with the mark and without. So every text can be encoded, and each word has exactly one mark, which
@@ -203,7 +203,7 @@ def learn_vocabulary(texts: Iterable[str], *, alphabet: str, vocab_size: int) ->
 
 
 def _learn_pieces(words: dict[str, int], vocab_size: int) -> list[str]:
-    """Returns at most `vocab_size` pieces of words with counts, in the order in which byte-pair encoding joins them."""
+    """Returns at most `vocab_size` subwords with counts, in the order in which byte-pair encoding joins them."""
     try:
         import sentencepiece
     except ImportError:

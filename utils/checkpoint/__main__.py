@@ -97,7 +97,7 @@ def push(source, name: str, *, dtype: torch.dtype | None = None, private: bool =
 
 
 def network_flags(source) -> str:
-    """Returns a checkpoint's model and its options as YAML for `train.py --config`, pieces of words left out.
+    """Returns a checkpoint's model and its options as YAML for `train.py --config`, subwords left out.
 
     Raises CheckpointError.
     """

@@ -23,15 +23,15 @@ class DecodingOptions:
         beam_size: hypotheses that beam search keeps.
         nbest: texts per recording, best first.
         lm: n-gram language model for beam search, KenLM's ARPA or binary format, .gz too.
-        alpha: weight of the n-gram's log-probabilities; with lm_fusion rescore 0.008 in Chan et al.
-        beta: bonus for each word (CTC models).
-        beam_prune_logp: hypotheses that are this much worse than the best one are dropped, natural log (CTC models).
-        token_min_logp: tokens less likely than this in a frame are not tried, natural log (CTC models).
+        alpha: language model weight; with lm_fusion rescore 0.008 in Chan et al.
+        beta: word insertion bonus (CTC models).
+        beam_prune_logp: prune hypotheses so far below the best one, natural log (CTC models).
+        token_min_logp: prune tokens below this log-probability in a frame, natural log (CTC models).
         skip_blanks: of frames in a row whose blank is likelier than this one is searched; 1 for all (CTC models).
         hotwords: words or phrases to favour (CTC models).
         hotword_weight: bonus for each hot word (CTC models).
         decoder_backend: search in C++, or in Python as its reference (CTC models).
-        length_power: scores are divided by the length to this power, 1 as in Chan et al. (attention models).
+        length_power: divide scores by the length to this power, 1 in Chan et al. (attention models).
         coverage_weight: weight of the penalty on encoder frames without attention (attention models).
         ctc_score_weight: weight of CTC prefix scores against the speller's, where a model has both (attention models).
         lm_fusion: the n-gram steers the search, or orders what it found (attention models).

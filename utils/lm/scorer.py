@@ -25,7 +25,7 @@ class NGramScorer(Scorer):
         ngram: over words, or over characters.
         size: hypotheses N.
 
-    Raises LanguageModelError for characters where the network's tokens are pieces of words.
+    Raises LanguageModelError for characters where the network's tokens are subwords.
     """
 
     def __init__(self, ngram: NGram, size: int):

@@ -28,8 +28,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
 
 def _add_machine_flags(group) -> None:
     group.add_argument("-g", "--gpus", type=nonnegative_int, default=1, help="GPUs per node; 0 for the CPU")
-    group.add_argument("--nodes", type=positive_int, default=1, help="machines")
-    group.add_argument("--cpu_processes", type=positive_int, default=1, help="processes where there is no GPU")
+    group.add_argument("--nodes", type=positive_int, default=1, help="number of machines")
+    group.add_argument("--cpu_processes", type=positive_int, default=1, help="DDP processes on a machine without GPUs")
     group.add_argument("-db", "--dist_backend", "--strategy",
                        help="Lightning strategy: ddp for several devices, else auto")
     group.add_argument("--precision", choices=PRECISIONS,
@@ -37,7 +37,7 @@ def _add_machine_flags(group) -> None:
     group.add_argument("--compile", action=BooleanOptionalAction, default=False,
                        help="compile the convolutions and the recurrent layers by torch.compile")
     group.add_argument("--gradient_checkpointing", action=BooleanOptionalAction, default=False,
-                       help="compute layers again in the backward pass in place of keeping their activations")
+                       help="recompute activations in the backward pass to save memory")
     group.add_argument("--deterministic", action=BooleanOptionalAction, default=False,
                        help="algorithms that give the same bits in every run, also on a GPU, where they are slower")
 
@@ -45,23 +45,25 @@ def _add_machine_flags(group) -> None:
 def _add_training_flags(group) -> None:
     group.add_argument("--epochs", type=positive_int, default=50, help="passes over the training sets")
     group.add_argument("--vocab_size", type=positive_int,
-                       help=f"pieces of --tokenizer bpe, learnt from the training transcripts; {VOCAB_SIZE} by default")
+                       help=f"subwords of --tokenizer bpe, learnt from the transcripts; {VOCAB_SIZE} by default")
     group.add_argument("--init_from", metavar="CHECKPOINT",
-                       help="begin with the weights of a .ckpt or .safetensors file, or of a network in pretrained/ by "
-                       "its name, in layers that have the same names and shapes")
+                       help="initialise layers of equal names and shapes from a .ckpt or .safetensors file, or from a "
+                       "model in pretrained/ by its name")
     group.add_argument("--freeze", nargs="*", default=[], metavar="PATTERN",
-                       help="parameters that stay as they are, by patterns of their names such as cnn.* rnn.0.*")
-    group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0, help="gradient norm; 0 for none")
+                       help="do not train these parameters: patterns of their names such as cnn.* rnn.0.*")
+    group.add_argument("-gc", "--grad_clip", type=nonnegative_float, default=5.0,
+                       help="largest gradient norm; 0 for no clipping")
     group.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimiser step")
     group.add_argument("--ema_decay", type=share, default=0.0,
-                       help="moving average of the weights, for evaluation and checkpoints; 0 for none")
+                       help="exponential moving average of the weights, for evaluation and checkpoints; 0 for none")
     group.add_argument("--average_last", type=nonnegative_int, default=0, metavar="N",
-                       help="at the end, the mean of the last N epochs' weights becomes best.ckpt if its val WER is")
+                       help="average the last N epochs' weights at the end; best.ckpt if their val WER is lower")
     group.add_argument("--limit_train_batches", type=positive_count_or_share, default=1.0,
-                       help="count, or share with a point")
-    group.add_argument("--overfit_batches", type=count_or_share, default=0, help="train and validate on this many")
+                       help="batches per epoch: a number, or a fraction such as 0.1")
+    group.add_argument("--overfit_batches", type=count_or_share, default=0,
+                       help="train and validate on so many batches alone, a number or a fraction; 0 for all")
     group.add_argument("--early_stop_patience", type=nonnegative_int, default=0,
-                       help="epochs without a better val WER; 0 for never")
+                       help="stop after so many epochs without a lower val WER; 0 for never")
 
 
 def _add_output_flags(group) -> None:
@@ -72,7 +74,7 @@ def _add_output_flags(group) -> None:
     group.add_argument("--logger", choices=LOGGERS, default="comet", help="experiment logger")
     group.add_argument("--log_every", type=positive_int, default=20, help="steps between logged training metrics")
     group.add_argument("--fast_dev_run", action=BooleanOptionalAction, default=False,
-                       help="one batch of everything, nothing kept")
+                       help="one batch each of training, validation and test; nothing is kept")
     group.add_argument("--print_model", action=BooleanOptionalAction, default=False,
                        help="show the network and its parameter count, then stop")
     group.add_argument("--progress_bar", action=BooleanOptionalAction, default=sys.stderr.isatty(),

@@ -15,7 +15,7 @@ ENGINES = {  # module and class
     "flite": ("data.synthetic.engines.flite", "Flite"),
     "piper": ("data.synthetic.engines.piper", "Piper"),
 }
-FIRST_CHAPTER = {"train": 100_000, "dev": 200_000, "test": 300_000}  # and the first virtual speaker
+FIRST_CHAPTER = {"train": 100_000, "dev": 200_000, "test": 300_000}  # and the first synthetic speaker
 SHIFTS = {  # of a voice's pitch and of its frequency axis, by the sex of the voice and of the speaker that it becomes
     "FF": ((0.80, 1.35), (0.93, 1.12)), "FM": ((0.42, 0.75), (0.80, 0.95)),
     "MM": ((0.80, 1.30), (0.90, 1.08)), "MF": ((1.50, 2.10), (1.08, 1.22)),
@@ -75,7 +75,7 @@ class VirtualSpeakers(Engine):
 
 
 def vary_settings(speaker: Speaker, rng: random.Random) -> dict[str, float]:
-    """Returns a virtual speaker's settings for one utterance: nobody says everything alike."""
+    """Returns a synthetic speaker's settings for one utterance: nobody says everything alike."""
     spread = {"pitch": 0.07, "warp": 0.015, "pace": 0.08, "liveliness": 0.1}
     return {name: value * rng.uniform(1 - spread[name], 1 + spread[name]) for name, value in speaker.settings}
 
