@@ -88,6 +88,16 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
             if count < processes:
                 raise DataError(f"{name}: {count} utterances cannot be shared by {processes} processes; take fewer "
                                 "processes or a larger split")
+        if processes > 1:
+            self._refuse_other_utterances(training=stage == "fit")
+
+    def _refuse_other_utterances(self, *, training: bool) -> None:
+        """Raises DataError in a process that found other utterances than the first, and so would draw other batches."""
+        ids = chain.from_iterable(self.index(name).utterances.ids() for name in self.val_sets + self.test_sets)
+        digest = hashlib.sha256("\n".join(ids).encode()).hexdigest() + (self._fingerprint if training else "")
+        if self.trainer.strategy.broadcast(digest) != digest:
+            raise DataError(f"{self.data_root}: process {self._rank()} finds other utterances there than the first "
+                            "one does; every machine must see the same corpora")
 
     def indexes(self) -> list[Index]:
         """Returns the index of every split that is asked for."""

@@ -23,10 +23,12 @@ def fast_forward(speller: Speller, tokens: Tensor, memory: Memory,
     (size, steps), state, outputs, weights = tokens.shape, speller.initial(memory), [], []
     layers, product = [UnrolledLSTM(cell, steps, size) for cell in speller.gates], UnrolledProducts(steps)
     sampled, dtype = torch.rand(tokens.shape) < scheduled_sampling, speller.hidden.weight.dtype
+    replaced = sampled.to(tokens.device)  # once: each copy makes the host wait for the device
     for u, gates in enumerate(speller.characters(speller.embedding(tokens)).unbind(1)):
         if u and sampled[:, u].any():
-            drawn = sample(speller.classify(outputs[-1]).detach())
-            token = torch.where(sampled[:, u].to(tokens.device), drawn, tokens[:, u])
+            with torch.no_grad():
+                drawn = sample(speller.classify(outputs[-1]))
+            token = torch.where(replaced[:, u], drawn, tokens[:, u])
             gates = speller.characters(speller.embedding(token))
         x, hidden, cells = state.context, [], []
         for layer, h, c in zip(layers, state.hidden, state.cells, strict=True):

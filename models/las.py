@@ -140,7 +140,8 @@ class LAS(Recognizer, name="las"):
         ends = torch.arange(log_probs.shape[1], device=counts.device) == counts  # (B, U + 1)
         targets = F.pad(batch.tokens, (0, 1)).masked_fill(ends, self.tokenizer.eos)
         target = log_probs.gather(2, targets.clamp_min(1)[..., None])[..., 0]  # padding is masked below
-        spread = log_probs[..., ~self.speller.impossible].mean(dim=-1)
+        impossible = self.speller.impossible
+        spread = log_probs.masked_fill(impossible, 0.0).sum(dim=-1) / (~impossible).sum()
         losses = -(1 - self.label_smoothing) * target - self.label_smoothing * spread
         return losses.masked_fill(~length_mask(batch.token_counts + 1, losses.shape[1]), 0.0).sum()
 

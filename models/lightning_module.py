@@ -32,7 +32,7 @@ class SpeechModule(lightning.LightningModule):
         self.network = network
         self.optimization = optimization or OptimizerConfig()
         self.seed, self.patience = seed, patience
-        self.token_mean = GlobalTokenMean(self._mean_over_processes)
+        self.token_mean = GlobalTokenMean()
         self.batch_ids: list[str] = []  # utterances of the batch under way
         self.batch_seconds = (0.0, 0.0)  # of the batch under way: audio, and audio with padding
         self.results: dict[str, ErrorCounts] = {}  # of the last evaluation, by split
@@ -63,17 +63,19 @@ class SpeechModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the loss, and logs all losses per token of the batch."""
         sums = self.network.loss(self.network.encode(batch.waveforms, batch.sample_counts), batch)
-        tokens = self.token_mean.add_batch(batch.token_counts)
-        for name, value in sums.items():
-            self.log(f"train/{name}", (value / tokens).detach(), on_step=True, on_epoch=True,
-                     batch_size=len(batch.ids), sync_dist=True)
-        self.log("loss", (sums["loss"] / tokens).detach(), prog_bar=True, logger=False)
+        tokens, *means = self._mean_over_processes(torch.stack(
+            [batch.token_counts.sum().float(), *(value.detach().float() for value in sums.values())]))
+        self.token_mean.add_batch(tokens)
+        for name, mean in zip(sums, means, strict=True):
+            self.log(f"train/{name}", mean / tokens.clamp_min(1.0), on_step=True, on_epoch=True,
+                     batch_size=len(batch.ids), sync_dist=False)
+        self.log("loss", (sums["loss"] / tokens.clamp_min(1.0)).detach(), prog_bar=True, logger=False)
         return self.token_mean.scale_loss(sums["loss"])
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Makes the gradient that of the global batch, clips its norm, and logs the norm before clipping."""
         self.token_mean.scale_gradients(self.parameters(), self.trainer.accumulate_grad_batches)
-        norm = self._clip(gradient_clip_val or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         self.log("train/grad_norm", norm)
         scaler = self._scaler()
         if scaler is None or scaler.get_scale() <= 1.0:  # while the scaler seeks its scale it skips steps by design
@@ -83,19 +85,15 @@ class SpeechModule(lightning.LightningModule):
         """Looks at the last steps of the epoch."""
         self.skipping.report()
 
-    def _clip(self, most: float) -> Tensor:
-        """Returns the norm of all gradients, which FSDP alone knows where each process holds a share of them."""
-        sharded = self.trainer.strategy.model
-        if hasattr(sharded, "clip_grad_norm_"):
-            return sharded.clip_grad_norm_(most)
-        return torch.nn.utils.clip_grad_norm_(self.parameters(), most)
-
     def _scaler(self) -> torch.amp.GradScaler | None:
         """Returns float16's gradient scaler, or None under other precisions."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _mean_over_processes(self, value: Tensor) -> Tensor:
-        return value if self.trainer.world_size == 1 else self.trainer.strategy.reduce(value, reduce_op="mean")
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        """Returns the means, without the barrier of Lightning's `reduce`, at which the host would wait."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values / self.trainer.world_size
 
     # -- optimiser, schedule and checkpoints -------------------------------------------------
 

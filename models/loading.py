@@ -24,6 +24,9 @@ def load_network(path, build: Callable[..., nn.Module], models: Container[str]) 
     if config["model"] not in models:
         raise CheckpointError(path, f"holds a model {config['model']!r}, which this version does not have")
     weights = network_weights(checkpoint)
+    for name, value in config.items():
+        if name.endswith(("_layers", "_blocks")) and isinstance(value, int) and value > len(weights):  # none is empty
+            raise CheckpointError(path, f"states {name} {value:,}, and holds {len(weights):,} weights")
     try:
         with torch.device("meta"), WithoutInitialization():  # shapes alone: a file may state a network of any size
             check_shapes(build(**config).state_dict(), weights)

@@ -109,9 +109,10 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, *, fused: bool)
 
     The learning rate, weight decay and so on stay those of `config` when a checkpoint's state is loaded.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}]
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    decayed = {name for name, p in trained.items() if p.dim() > 1 and not name.endswith("bias")}
+    groups = [{"params": [p for name, p in trained.items() if (name in decayed) is decays], "weight_decay": decay}
+              for decays, decay in ((True, config.weight_decay), (False, 0.0))]
     optimizer = OPTIMIZERS[config.optimizer](groups, config, fused)
     optimizer.register_load_state_dict_pre_hook(_keep_options)
     return optimizer
@@ -170,19 +171,14 @@ class GlobalTokenMean:
         A t[0] / sum t[a] * 1 / (A N) * sum grad L[a, n] / t[0]  =  sum grad L[a, n] / (N sum t[a]),
 
     where N sum t[a] = sum T[a, n]. With one batch per step the factor is 1 and nothing is multiplied.
-
-    Args:
-        mean_over_processes: averages a scalar tensor over the processes.
     """
 
-    def __init__(self, mean_over_processes: Callable[[Tensor], Tensor]):
-        self.mean_over_processes = mean_over_processes
+    def __init__(self):
         self.tokens: list[Tensor] = []  # t[0], ..., of the step under way
 
-    def add_batch(self, token_counts: Tensor) -> Tensor:
-        """Counts the tokens of a batch into the step under way, and returns their mean over the processes, t[a]."""
-        self.tokens.append(self.mean_over_processes(token_counts.sum().float()).clamp_min(1.0))
-        return self.tokens[-1]
+    def add_batch(self, tokens: Tensor) -> None:
+        """Counts a batch into the step under way, by t[a], the mean of its tokens over the processes."""
+        self.tokens.append(tokens.clamp_min(1.0))
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Returns what to call `backward` on for the summed loss of the batch that was added last."""

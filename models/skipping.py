@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from utils.errors import UserError
 
@@ -44,9 +44,10 @@ class SkipNonFinite:
     """Leaves weights and optimiser as they are where a gradient is not finite, and says which utterances gave it.
 
     On a CPU the gradient's norm is known at once. On a GPU it is known when the GPU comes to it, for which a host that
-    asked would wait at every step. So there every step copies the weights and the optimiser's state,
-    the GPU chooses between old and new by itself, and the host looks at the norms of many steps together; it waits at
-    the first step only, and for an optimiser that keeps its state on the CPU.
+    asked would wait at every step. So there the GPU decides by itself, and the host looks at the norms of many steps
+    together. Fused Adam takes `found_inf` for that, as it does from a gradient scaler. For other optimisers every step
+    copies the weights and the optimiser's state, and the GPU chooses between old and new; the host waits at the first
+    step only, and for an optimiser that keeps its state on the CPU.
 
     Args:
         optimizer: whose steps are watched.
@@ -69,12 +70,16 @@ class SkipNonFinite:
         Raises TrainingError after `patience` skipped steps in a row.
         """
         if not scaled and (norm.device.type != "cpu" or not norm.isfinite()):
-            self._snapshot, self._finite = Snapshot(self.optimizer), norm.isfinite()
+            if isinstance(self.optimizer, Adam) and self.optimizer.defaults["fused"]:
+                self.optimizer.found_inf = (~norm.isfinite()).float()
+            else:
+                self._snapshot, self._finite = Snapshot(self.optimizer), norm.isfinite()
         self._waiting.append((step, norm, ids))
         if norm.device.type == "cpu" or len(self._waiting) >= self.look_every:
             self.report()
 
     def _after_step(self, *_) -> None:
+        self.optimizer.found_inf = None
         if self._snapshot is not None:
             self._snapshot.restore_unless(self._finite)
             self._snapshot = None

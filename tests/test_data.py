@@ -646,6 +646,28 @@ def test_more_processes_than_utterances(corpus):
         data.train_dataloader()
 
 
+@pytest.mark.parametrize("stage", ["fit", "test"])
+@pytest.mark.parametrize("lost", ["train", "dev"])
+def test_a_process_that_finds_other_utterances_is_refused(corpus, stage, lost):
+    """As where a machine's copy of a corpus lacks a file: batches drawn apart would repeat and lose utterances."""
+    digests = []
+
+    def process(rank):
+        data = data_module(corpus)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=SimpleNamespace(
+            broadcast=lambda digest: digests.append(digest) or digests[0]))
+        data.setup(stage)
+
+    process(0)
+    process(1)
+    next((corpus / lost).rglob("*.opus")).unlink()
+    if (stage, lost) == ("test", "train"):
+        process(1)
+    else:
+        with pytest.raises(DataError, match="process 1 finds other utterances there than the first one does"):
+            process(1)
+
+
 def test_feature_statistics_see_the_training_set(corpus):
     batches = [list(data_module(corpus).statistics_batches()) for _ in range(2)]
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(*batches, strict=True)), "the same in every process"

@@ -176,7 +176,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(network, device, training, tmp_p
     assert_same_end(tmp_path / "whole", tmp_path / "resumed")
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_other_precisions_train(precision, device, training, tmp_path):
     import train
 

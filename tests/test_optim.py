@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+import models.skipping
 import train
+from models import Recognizer
 from models.optim import (
     OPTIMIZERS,
     SCHEDULES,
@@ -66,6 +68,32 @@ def test_a_skipped_step_leaves_no_trace(monkeypatch, capsys, name, spoiled):
     torch.testing.assert_close(*ends, rtol=0, atol=0)
     said = capsys.readouterr().out
     assert "step 4 skipped, its gradient is not finite (3 so far); utterances: utterance 4\n" in said
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_fused_optimizer_is_not_copied(monkeypatch, name):
+    """It skips a step by itself, as for a gradient scaler; copying 27 million weights at each step takes time."""
+    monkeypatch.setattr(models.skipping, "Snapshot", None)
+    network = tiny()
+    optimizer = build_optimizer(network, OptimizerConfig(optimizer=name), fused=True)
+    guard = SkipNonFinite(optimizer, patience=2, look_every=1)
+    take_step(network, optimizer, 0, "", guard)
+    if name == "sgd":  # its first momentum would be whatever was in memory
+        with pytest.raises(TypeError):
+            take_step(network, optimizer, 1, "nan", guard)
+    else:
+        take_step(network, optimizer, 1, "nan", guard)
+
+
+def test_biases_of_any_shape_are_not_decayed():
+    """Conformer's two attention biases are matrices."""
+    network = Recognizer.build(model="conformer", encoder_layers=1, encoder_size=8, attention_heads=2)
+    decayed, others = build_optimizer(network, OptimizerConfig(), fused=False).param_groups
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    assert {names[p] for p in others["params"]} == {
+        name for name, p in network.named_parameters() if p.dim() == 1 or name.endswith("bias")}
+    assert "blocks.0.attention.content_bias" in {names[p] for p in others["params"]}
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -169,11 +197,11 @@ def test_other_batches_go_on_at_the_same_share_of_the_run(name, warmup, per_epoc
 def test_the_gradient_is_that_of_all_tokens(split):
     """Batches of unequal length, accumulated as Lightning does: each loss over their number before `backward`."""
     values, weight = torch.randn(17, generator=torch.Generator().manual_seed(0)), nn.Parameter(torch.ones(()))
-    mean = GlobalTokenMean(lambda tokens: tokens)
+    mean = GlobalTokenMean()
     for _ in range(2):  # a second step starts from nothing
         weight.grad = None
         for batch in values.split(split):
-            mean.add_batch(torch.tensor([len(batch)]))
+            mean.add_batch(torch.tensor(float(len(batch))))
             (mean.scale_loss((weight * batch).sum()) / len(split)).backward()
         mean.scale_gradients([weight], len(split))
         assert float(weight.grad) == pytest.approx(float(values.mean()), rel=1e-5)

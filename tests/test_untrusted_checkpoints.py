@@ -327,6 +327,18 @@ DAMAGED = {
 }
 
 
+@pytest.mark.parametrize("name", ["rnn_layers", "residual_blocks"])
+def test_more_layers_than_weights_are_refused_unbuilt(tmp_path, monkeypatch, name):
+    """Even without memory for their weights, 100,000 layers take minutes and gigabytes to build."""
+    path = save(tmp_path / "x.ckpt", content_of(tiny_network(VARIANT)))
+    content = torch.load(path, weights_only=True)
+    content["recognizer"][name] = 100_000
+    torch.save(content, path)
+    monkeypatch.setattr(Recognizer, "build", None)
+    with pytest.raises(CheckpointError, match=rf"states {name} 100,000, and holds \d+ weights$"):
+        Recognizer.from_checkpoint(path)
+
+
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_safetensors_file_is_refused(tmp_path, kind):
     path = tmp_path / "x.safetensors"

@@ -28,7 +28,8 @@ def build_trainer(run: argparse.Namespace, devices: Devices, logger: Logger | No
     """Returns Lightning's Trainer for the flags of a run, and sets those that were left open. Raises UsageError."""
     run.precision = run.precision or choose_precision(devices)
     warn_of_slow_precision(run.precision, devices)
-    run.dist_backend = choose_strategy(run.dist_backend, devices, ema_decay=run.ema_decay)
+    refuse_log_scan(run, devices)
+    run.dist_backend = choose_strategy(run.dist_backend, devices)
     try:
         return lightning.Trainer(
             accelerator=devices.accelerator, devices=devices.per_node, num_nodes=devices.nodes,
@@ -46,24 +47,34 @@ def choose_precision(devices: Devices) -> str:
     """Returns the fastest precision that trains well: bfloat16 where a GPU has it, else float16; float32 on a CPU."""
     if devices.accelerator == "cpu":
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def warn_of_slow_precision(precision: str, devices: Devices) -> None:
     """Says once where a processor lacks the instructions for bfloat16 and would compute each product by detours."""
-    slow = devices.accelerator == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if slow and precision.startswith("bf16") and is_first_process():
+    if not precision.startswith("bf16") or devices.accelerator != "cpu":
+        return
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not fast and is_first_process():
         print(f"--precision {precision}: this processor has no instructions for bfloat16: LSTMs cannot be trained "
               "in it, and other layers take many times as long as with 32-true", flush=True)
 
 
-def choose_strategy(name: str | None, devices: Devices, *, ema_decay: float) -> str:
+def refuse_log_scan(run: argparse.Namespace, devices: Devices) -> None:
+    """Raises UsageError for minGRU's scan in log space, whose cumulative sum has no deterministic form on a GPU."""
+    scans = getattr(run, "rnn_type", None) == "mingru" and run.mingru_scan == "log"
+    if scans and run.deterministic and devices.accelerator != "cpu":
+        raise UsageError("--deterministic: --mingru_scan log has no deterministic form on a GPU; take linear")
+
+
+def choose_strategy(name: str | None, devices: Devices) -> str:
     """Returns the Lightning strategy `name`, or the usual one. Raises UsageError for one that cannot work."""
     name = name or ("ddp" if devices.processes > 1 else "auto")
     if name.endswith(("spawn", "fork", "notebook")):
         raise UsageError(f"--strategy {name}: the processes of a run are commands of their own; take ddp")
-    if name.startswith(SHARDED) and ema_decay:
-        raise UsageError(f"--strategy {name} leaves no process with all the weights that --ema_decay averages")
+    if name.startswith(SHARDED):
+        raise UsageError(f"--strategy {name} leaves no process with all the weights, which checkpoints, samples and "
+                         "--ema_decay need; take ddp")
     return name
 
 
@@ -80,7 +91,8 @@ def build_plugins() -> list:
 def build_callbacks(run: argparse.Namespace) -> list[Callback]:
     """Returns what watches, records and ends a run, in the order in which the callbacks see each event."""
     throughput = Throughput()
-    progress = TQDMProgressBar() if run.progress_bar else ProgressLines(throughput)  # the default bar wraps its metrics
+    # The default bar wraps its metrics, and reading them at every step would make the host wait for the device.
+    progress = TQDMProgressBar(refresh_rate=run.log_every) if run.progress_bar else ProgressLines(throughput)
     callbacks = [throughput, SkippedFiles(), progress]
     if run.fast_dev_run:
         return callbacks
