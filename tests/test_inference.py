@@ -11,6 +11,7 @@ import torch
 from conftest import CORPUS, ROOT, SPEECH, greedy_texts, tiny_network
 
 import inference
+from data.readers import list_split
 from utils.audio import load_audio
 
 
@@ -62,6 +63,17 @@ def test_folders_batches_and_json(checkpoint, capsys):
     assert all([word["word"] for word in row["words"]] == row["text"].split() for row in rows)
     assert [row["audio"] for row in rows] == [str(path) for path in sorted((CORPUS / "dev").rglob("*.opus"))]
     assert all(row["seconds"] == pytest.approx(soundfile.info(row["audio"]).duration, abs=1e-3) for row in rows)
+
+
+def test_transcripts_in_json_are_a_corpus(checkpoint, tmp_path, capsys, monkeypatch):
+    """Pseudo-labels: its lines are those of a manifest, which names the recordings as the command did."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").symlink_to(SPEECH[0].parent)
+    _, lines, _ = transcribe(capsys, "--checkpoint", checkpoint, "--audio", "clips", "--output_format", "json")
+    (tmp_path / "machine.jsonl").write_text("\n".join(lines))
+    entries, faults = list_split(tmp_path, "machine.jsonl")
+    assert [entry.text for entry in entries] == [json.loads(line)["text"] for line in lines] and entries
+    assert all(len(load_audio(entry.audio)) for entry in entries) and not any(faults.values())
 
 
 def test_output_dir(checkpoint, tmp_path, capsys):
