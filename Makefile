@@ -61,9 +61,10 @@ web: install
 	$(PY) -m models.inference.web
 
 # From nothing to the files of pretrained/english and of pretrained/english-streaming, in several runs each: the first is the
-# recipe's config, and each further one begins with the last weights of the one before. TEXT has a sentence per line, with
-# its punctuation. CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; for
-# `english` also wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5
+# recipe's config, and each further one begins with the last weights of the one before; what ships is the mean of the runs
+# under AVERAGED. TEXT has a sentence per line, with its punctuation.
+# CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; for `english` also
+# wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5
 # (https://www.openslr.org/31), of Common Voice common-voice-1 with cv-valid-dev of the first release, and
 # common-voice-delta with a small release, and ms-snsd, whose train.jsonl is a manifest of MS-SNSD's clean_train with
 # transcripts by any good recogniser. In addition to what `make install` brings, both need
@@ -74,7 +75,8 @@ RECIPE ?= deepspeech2_english
 RUNS_deepspeech2_english := 2 3 4 5 6
 RUNS_deepspeech2_english_streaming := 2
 ENGLISH := runs/$(RECIPE)_$(lastword $(RUNS_$(RECIPE)))
-BEST := $(ENGLISH)/checkpoints/best.ckpt
+AVERAGED_deepspeech2_english := 5 6
+AVERAGED_deepspeech2_english_streaming := 2
 TRAIN = $(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(@D) --checkpoint_path auto
 WITH_NUMBERS := hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train numbers-hibari/train*0.5 \
 	numbers-nanotts/train*0.5 numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 \
@@ -107,7 +109,7 @@ RUN_deepspeech2_english_6 := --epochs 6 --limit_train_batches 1100 -lr 1.2e-3 --
 RUN_deepspeech2_english_streaming_2 := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 \
 	--train_sets $(WITH_NUMBERS)
 
-english: $(ENGLISH)/evaluated $(ENGLISH)/model.safetensors
+english: $(ENGLISH)/evaluated
 
 english-streaming:
 	$(MAKE) english RECIPE=deepspeech2_english_streaming
@@ -144,17 +146,17 @@ $(foreach run,$(RUNS_$(RECIPE)),$(eval $(call FURTHER,$(run))))
 $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
 
-$(ENGLISH)/decoding.yaml: $(ENGLISH)/results.json $(ENGLISH)/lm.arpa.gz
-	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --tune --val_sets librispeech/dev kathleen/dev \
+$(ENGLISH)/model.safetensors: $(ENGLISH)/results.json
+	$(PY) -m utils.checkpoint export $(AVERAGED_$(RECIPE):%=runs/$(RECIPE)_%/checkpoints/best.ckpt) $@ --dtype float16
+
+$(ENGLISH)/decoding.yaml: $(ENGLISH)/model.safetensors $(ENGLISH)/lm.arpa.gz
+	$(PY) evaluate.py --checkpoint $< --data_root data/corpora --tune --val_sets librispeech/dev kathleen/dev \
 		--decoder beam --beam_size 128 --token_min_logp -7 --beam_prune_logp -14 --lm $(ENGLISH)/lm.arpa.gz \
 		--grid alpha=0.4,0.7,1.0 beta=0.5,1.5,2.5 --rounds 1 --output $@
 
 $(ENGLISH)/evaluated: $(ENGLISH)/decoding.yaml
-	$(PY) evaluate.py --checkpoint $(BEST) --data_root data/corpora --config $< --compare_greedy --report $@ \
-		--test_sets librispeech/test kathleen/test speechocean/test digits/test
-
-$(ENGLISH)/model.safetensors: $(ENGLISH)/results.json
-	$(PY) -m utils.checkpoint export $(BEST) $@ --dtype float16
+	$(PY) evaluate.py --checkpoint $(ENGLISH)/model.safetensors --data_root data/corpora --config $< --compare_greedy \
+		--report $@ --test_sets librispeech/test kathleen/test speechocean/test digits/test
 
 BENCHMARKS := padding data startup las beam_search transcribe mingru training_step
 

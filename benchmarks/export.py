@@ -28,8 +28,8 @@ def write_files(checkpoint: str, folder: Path) -> dict[str, Path]:
     files = {"float32, safetensors": folder / "a.safetensors", "float16, safetensors": folder / "b.safetensors",
              "float32, ONNX": folder / "c.onnx", "8-bit integers, ONNX": folder / "d.onnx"}
     paths = list(files.values())
-    export(checkpoint, paths[0], torch.float32)
-    export(checkpoint, paths[1], torch.float16)
+    export([checkpoint], paths[0], torch.float32)
+    export([checkpoint], paths[1], torch.float16)
     export_onnx([checkpoint, str(paths[2])])
     export_onnx([checkpoint, str(paths[3]), "--int8"])
     return files

@@ -137,7 +137,7 @@ def test_two_processes_learn_the_same(whole, tmp_path):
 def test_a_shared_file_holds_the_pieces(whole, tmp_path):
     """As safetensors: the same network, text and words, without the library that learnt them."""
     source, target = whole / "checkpoints" / "best.ckpt", tmp_path / "x.safetensors"
-    export(source, target)
+    export([source], target)
     assert read_checkpoint(target)["recognizer"] == read_checkpoint(source)["recognizer"]
     program = ("import sys; sys.modules['sentencepiece'] = None; from models import Transcriber\n"
                "for path in sys.argv[2:]: print(Transcriber(path).transcribe(sys.argv[1]))")

@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "pretrained"
     for name, network in (("english", build(seed=0)), ("english-streaming", causal_network(rnn_type="mingru"))):
         (folder / name).mkdir(parents=True)
-        export(save(network, tmp_path / "x.ckpt"), folder / name / "model.safetensors", torch.float16)
+        export([save(network, tmp_path / "x.ckpt")], folder / name / "model.safetensors", torch.float16)
     (folder / "english" / "lm.arpa").write_text(ARPA)
     (folder / "english" / "lm.arpa").rename(folder / "english" / "lm.bin")  # KenLM looks at the content
     (folder / "english" / "decoding.yaml").write_text("decoder: beam\nlm: data/lm/x.arpa\nalpha: 0.25\nbeta: 2.5\n")
@@ -195,6 +195,21 @@ def test_half_precision_halves_the_file(tmp_path, capsys):
     fresh = build(rnn_size=64, feature_norm="global", seed=2)
     take_weights(fresh, target)
     assert taken(fresh, save(Recognizer.from_checkpoint(target), tmp_path / "y.ckpt")) == set(loaded)
+
+
+def test_the_mean_of_several_checkpoints(tmp_path, capsys):
+    networks = [build(rnn_size=64, seed=seed) for seed in (1, 2)]
+    sources = [save(network, tmp_path / f"{i}.ckpt") for i, network in enumerate(networks)]
+    target = tmp_path / "mean.safetensors"
+    checkpoint_module.main(["export", *map(str, sources), str(target)])
+    assert re.fullmatch(rf"{target}: 0\.\d MB, from {sources[0]} of 0\.\d MB, {sources[1]} of 0\.\d MB\n",
+                        capsys.readouterr().out)
+    loaded, (first, second) = Recognizer.from_checkpoint(target).state_dict(), (one.state_dict() for one in networks)
+    for name, value in loaded.items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2, rtol=1e-6, atol=1e-7)
+    other = save(build(rnn_size=32), tmp_path / "other.ckpt")
+    line = last_line(capsys, checkpoint_module.main, ["export", str(sources[0]), str(other), str(target)])
+    assert "holds another network than" in line and "rnn_size" in line
 
 
 def test_a_weight_that_float16_cannot_hold_is_named(tmp_path, capsys):

@@ -59,7 +59,7 @@ def test_the_same_network_takes_everything(source):
 
 
 def test_both_kinds_of_file_are_taken(source, tmp_path):
-    export(source, tmp_path / "x.safetensors")
+    export([source], tmp_path / "x.safetensors")
     network = build()
     assert "14 of 14 layers taken" in take_weights(network, tmp_path / "x.safetensors")
     assert taken(network, source) == set(network.state_dict())

@@ -276,7 +276,7 @@ def test_an_exported_network_writes_the_same_bit_for_bit(tmp_path, capsys, varia
 def test_other_programs_read_it(good, tmp_path):
     from safetensors import safe_open
 
-    export(good, tmp_path / "x.safetensors")
+    export([good], tmp_path / "x.safetensors")
     with safe_open(tmp_path / "x.safetensors", framework="np") as file:
         assert set(file.keys()) == set(tiny_network(VARIANT).state_dict())
         assert json.loads(file.metadata()["config"])["model"] == "deepspeech2"
@@ -284,7 +284,7 @@ def test_other_programs_read_it(good, tmp_path):
 
 
 def test_it_is_evaluated_like_the_checkpoint(good, tmp_path, capsys):
-    export(good, tmp_path / "x.safetensors")
+    export([good], tmp_path / "x.safetensors")
     for path, report in ((good, "a"), (tmp_path / "x.safetensors", "b")):
         evaluate.main(["--checkpoint", str(path), "--data_root", str(CORPUS), "--test_sets", "dev", "-w", "0",
                        "--cache_dir", str(tmp_path / "cache"), "--report", str(tmp_path / report), "--worst", "0"])
@@ -295,7 +295,7 @@ def test_it_is_evaluated_like_the_checkpoint(good, tmp_path, capsys):
 
 
 def test_no_run_goes_on_from_it(good, tmp_path):
-    export(good, tmp_path / "x.safetensors")
+    export([good], tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="x.safetensors: holds weights alone.* last.ckpt$"):
         read_resumable(tmp_path / "x.safetensors")
     assert read_resumable(save(tmp_path / "x.ckpt", {**content_of(tiny_network(VARIANT)), "optimizer_states": []}))

@@ -1,11 +1,12 @@
-"""Exports a checkpoint's network as a safetensors file, uploads it, or shows the flags that it was built with.
+"""Exports the network of a checkpoint, or the mean of several, as a safetensors file, uploads it, or shows its flags.
 
     python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors
     python -m utils.checkpoint export runs/NAME/checkpoints/best.ckpt NAME.safetensors --dtype float16
+    python -m utils.checkpoint export runs/A/checkpoints/best.ckpt runs/B/checkpoints/best.ckpt MEAN.safetensors
     python -m utils.checkpoint push runs/NAME/checkpoints/best.ckpt user/name --results runs/NAME/results.json
     python -m utils.checkpoint flags NAME.safetensors > network.yaml
 
-The first two files, and hf://user/name after the third command, can be used wherever a checkpoint can, but for
+The first three files, and hf://user/name after the fourth command, can be used wherever a checkpoint can, but for
 --checkpoint_path: no run goes on from them. The last one is for `train.py --config network.yaml --init_from
 NAME.safetensors`. ONNX files: `python -m models.export`.
 """
@@ -24,6 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from utils.checkpoint.averaging import average_checkpoints
 from utils.checkpoint.card import model_card, read_error_rates
 from utils.checkpoint.hub import HubError, upload
 from utils.checkpoint.pretrained import WEIGHTS
@@ -36,19 +38,23 @@ from utils.files.atomic import atomic_write
 PROGRAM = "python -m utils.checkpoint"
 
 
-def export(source, target, dtype: torch.dtype | None = None) -> None:
-    """Writes a checkpoint's network as a safetensors file, in the types that it has or as `convert` makes them.
+def export(sources: list, target, dtype: torch.dtype | None = None) -> None:
+    """Writes the network of a checkpoint, or the mean of several, as a safetensors file.
 
+    Its weights have the types of the first one, or those that `convert` makes. The mean of runs that began with each
+    other's weights is often better than each of them (Wortsman et al. 2022, arXiv:2203.05482).
     Raises CheckpointError, also for a weight that `dtype` cannot hold, and OSError.
     """
     if Path(target).suffix != SUFFIX:
         raise CheckpointError(target, f"must end in {SUFFIX}")
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(sources[0])
+    if len(sources) > 1:
+        checkpoint["state_dict"] = average_checkpoints(sources)
     weights = network_weights(checkpoint)
     try:
         write_network(target, checkpoint["recognizer"], convert(weights, dtype) if dtype else weights)
     except OverflowError as error:
-        raise CheckpointError(source, str(error)) from None
+        raise CheckpointError(sources[0], str(error)) from None
 
 
 def convert(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -87,7 +93,7 @@ def push(source, name: str, *, dtype: torch.dtype | None = None, private: bool =
     """
     rates, config = read_error_rates(results) if results else [], read_checkpoint(source)["recognizer"]
     with tempfile.TemporaryDirectory() as folder:
-        export(source, Path(folder, WEIGHTS), dtype)
+        export([source], Path(folder, WEIGHTS), dtype)
         Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         Path(folder, "README.md").write_text(model_card(name, config, rates), encoding="utf-8")
         try:
@@ -110,7 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog=PROGRAM, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", metavar="export|push|flags", required=True)
     command = commands.add_parser("export", help="to a safetensors file")
-    command.add_argument("source", help="a checkpoint that train.py wrote")
+    command.add_argument("sources", nargs="+", metavar="source", help="a checkpoint that train.py wrote, or several")
     command.add_argument("target", help="NAME.safetensors")
     add_dtype(command)
     command = commands.add_parser("push", help="to the Hugging Face Hub")
@@ -142,9 +148,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.command == "push":
             print(push(args.source, args.name, dtype=dtype, private=args.private, results=args.results))
             return
-        export(args.source, args.target, dtype)
-        sizes = [f"{Path(path).stat().st_size / 1e6:,.1f} MB" for path in (args.target, find_checkpoint(args.source))]
-        print(f"{args.target}: {sizes[0]}, from {args.source} of {sizes[1]}")
+        export(args.sources, args.target, dtype)
+        sizes = [f"{Path(path).stat().st_size / 1e6:,.1f} MB" for path in map(find_checkpoint, args.sources)]
+        whence = ", ".join(f"{source} of {size}" for source, size in zip(args.sources, sizes, strict=True))
+        print(f"{args.target}: {Path(args.target).stat().st_size / 1e6:,.1f} MB, from {whence}")
 
 
 if __name__ == "__main__":

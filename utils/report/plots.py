@@ -144,7 +144,7 @@ def curve_figure(histories: dict[str, list[dict]]) -> "Figure":
     right.set(xlabel="epoch", ylabel="validation word error rate (%)", ylim=(0, 105))
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
