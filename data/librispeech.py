@@ -5,7 +5,7 @@ import tarfile
 import tempfile
 import zlib
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
@@ -91,11 +91,19 @@ def _extract_all(archive: Path, folder: Path) -> None:
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """A file or folder, which `filter="data"` keeps inside `folder`.
+    """Writes a file or folder of an archive below `folder`. Raises OSError or TarError.
 
-    LibriSpeech's archives hold nothing else, and links are how others have led out of a folder, past that filter
-    too. A size below 0 would make tarfile read the same header for ever; sparse files take no bytes of the archive.
+    LibriSpeech's archives hold nothing else, and links are how others have led out of a folder, past tarfile's own
+    filter too, which Python has since 3.11.4 only. A size below 0 would make tarfile read the same header for ever;
+    sparse files take no bytes of the archive.
     """
     if not (member.isfile() or member.isdir()) or member.issparse() or member.size < 0:
         raise tarfile.TarError(f"{member.name} is neither a file nor a folder")
-    tar.extract(member, folder, filter="data")
+    name = PurePosixPath(member.name.lstrip("/"))
+    if ".." in name.parts:
+        raise tarfile.TarError(f"{member.name} leads out of the folder")
+    target = folder / name
+    (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+    if member.isfile():
+        with tar.extractfile(member) as content, open(target, "wb") as file:
+            shutil.copyfileobj(content, file)

@@ -23,21 +23,21 @@ from utils.files.folders import remove_abandoned
 from utils.files.locks import exclusive_folder
 
 UNPACK = """
-import errno, fcntl, sys, tarfile, time
+import errno, fcntl, sys, time
 from pathlib import Path
-from data.librispeech import download_subset
+import data.librispeech
 root, checksum, locks, pause = Path(sys.argv[1]), *sys.argv[2:]
 if locks == "no locks":
     def refuse(*_): raise OSError(errno.ENOLCK, "No locks available")
     fcntl.lockf = refuse
-extract, members = tarfile.TarFile.extract, []
-def slowly(self, member, *args, **kwargs):
-    members.append(member)
+extract, members = data.librispeech._extract, []
+def slowly(*args):
+    members.append(args)
     while pause and len(members) == 6 and not (root.parent / "go on").exists():
         time.sleep(0.02)
-    return extract(self, member, *args, **kwargs)
-tarfile.TarFile.extract = slowly
-download_subset("dev-clean", root, url="http://127.0.0.1:9", checksums={"dev-clean": checksum})
+    extract(*args)
+data.librispeech._extract = slowly
+data.librispeech.download_subset("dev-clean", root, url="http://127.0.0.1:9", checksums={"dev-clean": checksum})
 """
 
 
