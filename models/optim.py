@@ -176,9 +176,10 @@ class GlobalTokenMean:
     def __init__(self):
         self.tokens: list[Tensor] = []  # t[0], ..., of the step under way
 
-    def add_batch(self, tokens: Tensor) -> None:
-        """Counts a batch into the step under way, by t[a], the mean of its tokens over the processes."""
+    def add_batch(self, tokens: Tensor) -> Tensor:
+        """Counts a batch into the step under way by its mean tokens over the processes; returns t[a], at least 1."""
         self.tokens.append(tokens.clamp_min(1.0))
+        return self.tokens[-1]
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Returns what to call `backward` on for the summed loss of the batch that was added last."""

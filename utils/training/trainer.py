@@ -91,7 +91,7 @@ def build_plugins() -> list:
 def build_callbacks(run: argparse.Namespace) -> list[Callback]:
     """Returns what watches, records and ends a run, in the order in which the callbacks see each event."""
     throughput = Throughput()
-    # The default bar wraps its metrics, and reading them at every step would make the host wait for the device.
+    # Lightning's default bar wraps its metrics; a bar that reads them at every step makes the host wait for the device.
     progress = TQDMProgressBar(refresh_rate=run.log_every) if run.progress_bar else ProgressLines(throughput)
     callbacks = [throughput, SkippedFiles(), progress]
     if run.fast_dev_run:
