@@ -21,7 +21,7 @@ from data.dataset import SpeechDataset
 from data.index import DataError
 from data.sampler import SampleRef
 from utils.audio import SAMPLE_RATE, load_audio, resample
-from utils.files import sound
+from utils.files import frames
 from utils.tokenizer import CharTokenizer
 from utils.types import Batch
 
@@ -517,7 +517,7 @@ def test_a_part_is_read_alone(tmp_path, suffix, monkeypatch):
         return read(self, frames, **options)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counting)
-    monkeypatch.setattr(sound, "_find", None)  # with which a whole file is looked through
+    monkeypatch.setattr(frames, "_find", None)  # with which a whole file is looked through
     part = load_audio(path, part=(20.25, 1.5))
     assert decoded == [24_000]
     torch.testing.assert_close(part, whole[324_000:348_000], rtol=0, atol=0 if suffix in ("flac", "wav") else 1e-4)
