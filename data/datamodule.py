@@ -206,7 +206,9 @@ class LibriSpeechDataModule(lightning.LightningDataModule):
         except ValueError as error:
             remedy = "go on from the end of an epoch (last.ckpt)" if resumed else "a larger split"
             raise DataError(f"{error}; take fewer processes or {remedy}") from None
-        return SpeechLoader(dataset, progress, num_workers=options.num_workers, pin_memory=torch.cuda.is_available(),
+        # Pinning opens a CUDA context, so it waits until a trainer on a GPU asks.
+        pin_memory = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return SpeechLoader(dataset, progress, num_workers=options.num_workers, pin_memory=pin_memory,
                             persistent_workers=options.num_workers > 0)
 
     # -- where a run stands --------------------------------------------------------------------

@@ -629,11 +629,24 @@ def test_workers_change_nothing(corpus, given):
         assert len(pairs) == 3 and all(same(a, b) for a, b in pairs)
 
 
+def trainer(*, rank=0, processes=1, device="cpu", **more):
+    strategy = SimpleNamespace(root_device=torch.device(device), **more)
+    return SimpleNamespace(world_size=processes, global_rank=rank, limit_train_batches=1.0, strategy=strategy)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cuda"])
+def test_memory_is_pinned_for_a_trainer_on_a_gpu_alone(corpus, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = data_module(corpus)
+    data.trainer = trainer(device=device) if device else None
+    assert data.train_dataloader().pin_memory == (device == "cuda")
+
+
 def test_processes_share_an_epoch(corpus):
     shares = []
     for rank in range(3):
         data = data_module(corpus, batch_size=2)
-        data.trainer = SimpleNamespace(world_size=3, global_rank=rank, limit_train_batches=1.0)
+        data.trainer = trainer(rank=rank, processes=3)
         shares.append([batch.ids for batch in data.train_dataloader()])
     assert len({len(share) for share in shares}) == 1
     assert sorted(id for share in shares for batch in share for id in batch) == sorted(ALL)
@@ -641,7 +654,7 @@ def test_processes_share_an_epoch(corpus):
 
 def test_more_processes_than_utterances(corpus):
     data = data_module(corpus)
-    data.trainer = SimpleNamespace(world_size=11, global_rank=0)
+    data.trainer = trainer(processes=11)
     with pytest.raises(DataError, match="10 utterances cannot be shared by 11 processes; take fewer"):
         data.train_dataloader()
 
@@ -654,8 +667,7 @@ def test_a_process_that_finds_other_utterances_is_refused(corpus, stage, lost):
 
     def process(rank):
         data = data_module(corpus)
-        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=SimpleNamespace(
-            broadcast=lambda digest: digests.append(digest) or digests[0]))
+        data.trainer = trainer(rank=rank, processes=2, broadcast=lambda digest: digests.append(digest) or digests[0])
         data.setup(stage)
 
     process(0)
