@@ -21,7 +21,7 @@ import torch
 from data import readers
 from data.options import TrainingDataOptions
 from models import Recognizer
-from models.components.checkpointing import prepare_layers
+from models.components.encoder_layer import prepare_layers
 from models.optim import OptimizerConfig
 from models.transfer import freeze, kept_vocabulary, take_weights
 from utils.audio import SAMPLE_RATE
@@ -172,7 +172,7 @@ def train(args: argparse.Namespace) -> tuple:
             say(take_weights(network, args.init_from))
         data = LibriSpeechDataModule(
             TrainingDataOptions(**pick_arguments(TrainingDataOptions, args)), network.tokenizer,
-            output_frames=network.output_frames, overfit=bool(args.overfit_batches))
+            output_frames=network.output_frames if network.trained_by_ctc else None, overfit=bool(args.overfit_batches))
         data.prepare_data()  # while no process waits for another one, which it would do for half an hour at most
         module = SpeechModule(network, OptimizerConfig(**pick_arguments(OptimizerConfig, args)), seed=args.seed)
         return fit_and_test(args, devices, module, data, checkpoint)

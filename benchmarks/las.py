@@ -32,13 +32,13 @@ class PlainSpeller(nn.Module):
     def __init__(self, speller: Speller):
         super().__init__()
         self.embedding, self.attention = speller.embedding, speller.attention
-        self.hidden, self.output = speller.hidden, speller.output
+        self.perceptron, self.output = speller.perceptron, speller.output
         self.size, self.impossible = speller.size, speller.impossible
         self.cells = nn.ModuleList()
-        for i, gates in enumerate(speller.gates):
+        for i, gates in enumerate(speller.lstm):
             above, below = gates.weight.detach().split([gates.in_features - self.size, self.size], dim=1)
             if i == 0:
-                above = torch.cat([speller.characters.weight.detach(), above], dim=1)
+                above = torch.cat([speller.inputs.weight.detach(), above], dim=1)
             cell = nn.LSTMCell(above.shape[1], self.size, device=above.device)
             with torch.no_grad():
                 cell.weight_ih.copy_(above)
@@ -58,7 +58,7 @@ class PlainSpeller(nn.Module):
                 states[i] = cell(x, states[i])
                 x = states[i][0]
             context, weights = self.attention(x, self.attention.precompute(frames, lengths), weights)
-            scores = self.output(self.hidden(torch.cat([x, context], dim=-1)).tanh())
+            scores = self.output(self.perceptron(torch.cat([x, context], dim=-1)).tanh())
             log_probs.append(scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1))
             maps.append(weights)
         return torch.stack(log_probs, dim=1), torch.stack(maps, dim=1)

@@ -6,7 +6,7 @@
 Paper to code: multi-headed self-attention (section 2.1) is `RelativeAttention`; the convolution module (2.2)
 `ConvolutionModule`; the feed-forward module (2.3) `FeedForward`; a block with two half-step feed-forward modules (2.4)
 `ConformerBlock`. The convolution module has layer normalisation in place of batch normalisation: an utterance's output
-then depends on no other utterance, in training too.
+then depends on no other utterance, in training too; its kernel has an odd number of frames, 31 for the paper's 32.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.components.checkpointing import EncoderLayer
 from models.components.convolution import ConvFrontend, depthwise
+from models.components.encoder_layer import EncoderLayer
 from models.components.feedforward import FeedForward
 from models.components.masks import Lengths, length_mask, mask_frames
 from models.ctc import CTCRecognizer, Encoding

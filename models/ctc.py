@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from models.components.masks import mask_frames
 from models.recognizer import Recognizer
-from utils.audio import SAMPLE_RATE
 from utils.decoding.alignment import align_ctc
 from utils.decoding.decoder import Decoder
 from utils.types import Batch, Candidate, Word
@@ -34,8 +33,8 @@ class CTCRecognizer(Recognizer):
     Args:
         head: classifier: one linear layer, or linear, GELU, dropout, linear.
         local_ctc_weight: weight of a CTC loss on layers with short context, for exact word timestamps; 0 for none.
-        consistency_weight: CR-CTC: weight of the divergence between two SpecAugment views of each utterance, at
-            twice the cost of a step; 0 for one view.
+        consistency_weight: CR-CTC: weight of the divergence between two views of each utterance, augmented apart, at
+            twice the cost of a step; 0 for one view. The paper takes 0.2, and 2.5 times as much time masking.
     """
 
     def __init__(self, *, head: HeadType = "mlp", local_ctc_weight: float = 0.0, consistency_weight: float = 0.0,
@@ -84,7 +83,7 @@ class CTCRecognizer(Recognizer):
         return self.local_head(F.gelu(encoding.local)).float().log_softmax(dim=-1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns (B, T, V) log-probabilities of the blank and the tokens, and (B,) lengths."""
+        """Returns (B, T, V) log-probabilities of the blank and the tokens, and (B,) lengths; 2B rows of two views."""
         return self.ctc_log_probs(self.encode(batch.waveforms, batch.sample_counts))
 
     def loss(self, encoding: Encoding, batch: Batch) -> dict[str, Tensor]:
@@ -112,7 +111,7 @@ class CTCRecognizer(Recognizer):
 
     def align_ctc(self, log_probs: Tensor, text: str) -> list[Word] | None:
         """Returns the words of a text, aligned to (T, V) CTC log-probabilities; None where T is too small for it."""
-        return align_ctc(log_probs, text, self.tokenizer, self.ctc_frame_samples / SAMPLE_RATE)
+        return align_ctc(log_probs, text, self.tokenizer, self.ctc_frame_seconds)
 
     def diagnostics(self, batch: Batch) -> dict[str, list[Tensor]]:
         """Returns CTC `posteriors`, the (T, V) log-probabilities of each utterance."""

@@ -6,7 +6,13 @@
 Paper to code: recurrent layers (section 3.1) are `RecurrentBlock`; batch normalisation (3.2) is `SequenceBatchNorm`;
 GRUs (3.4) are `rnn_type`; convolution over time and frequency (3.5) is `ConvStem`; striding (3.6) is `time_stride`;
 row convolution (3.7) is `LookaheadConv`.
+
+Differs from the paper: convolutions are 3x3 and residual, not up to 41x21; GELU in place of a clipped ReLU; layer
+normalisation is the default; the two directions of a layer are concatenated, not summed; batches are drawn by duration
+from the first epoch, without SortaGrad (3.3).
 """
+
+import math
 
 from torch import Tensor, nn
 
@@ -36,7 +42,7 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         rnn_feedforward: hidden units of a feed-forward module after each recurrent layer; 0 for none.
         rnn_norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
         dropout: in the residual blocks, after each recurrent layer and in the head.
-        mingru_scan: how minGRU's states are computed in training: a scan in linear or log space, or in sequence.
+        mingru_scan: how minGRU's states are computed, but for streams: a scan in linear or log space, or in sequence.
     """
 
     def __init__(self, *, conv_channels: PositiveInt = 32, time_stride: int = 2, residual_blocks: int = 2,
@@ -80,8 +86,7 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         if flags:
             raise StreamingError(f"this network needs the whole recording; train with {' '.join(flags)}")
         step = StreamingStep(self)
-        # Beyond as many frames the convolutions see nothing: one per convolution at the CTC frames' rate, and two for
-        # the stem and the analysis window.
-        context = 2 + 2 * len(self.cnn.blocks)
-        return StreamingEncoder(step, step.initial(), frame=self.ctc_frame_samples, context=context,
+        reach = self.cnn.reach * self.features.hop + self.features.window / 2  # samples
+        return StreamingEncoder(step, step.initial(), frame=self.ctc_frame_samples,
+                                context=math.ceil(reach / self.ctc_frame_samples),
                                 lookahead=0 if self.lookahead is None else self.lookahead.context)

@@ -2,7 +2,7 @@
 
 Autograd would take the gradient of each matrix that every step reads (LSTM weights, keys, values) at each step, and
 add up as many matrices as there are steps. Here the steps keep their inputs, and after the last step of the backward
-pass one product gives the gradient for all of them. The embedded characters and the classification, which need no
+pass one product gives the gradient for all of them. The embedded tokens and the classification, which need no
 state, are computed for all steps at once.
 """
 
@@ -21,15 +21,15 @@ def fast_forward(speller: Speller, tokens: Tensor, memory: Memory,
                  scheduled_sampling: float = 0.0) -> tuple[Tensor, Tensor]:
     """Returns what `speller(tokens, memory, scheduled_sampling)` does: log-probabilities and attention weights."""
     (size, steps), state, outputs, weights = tokens.shape, speller.initial(memory), [], []
-    layers, product = [UnrolledLSTM(cell, steps, size) for cell in speller.gates], UnrolledProducts(steps)
-    sampled, dtype = torch.rand(tokens.shape) < scheduled_sampling, speller.hidden.weight.dtype
+    layers, product = [UnrolledLSTM(cell, steps, size) for cell in speller.lstm], UnrolledProducts(steps)
+    sampled, dtype = torch.rand(tokens.shape) < scheduled_sampling, speller.perceptron.weight.dtype
     replaced = sampled.to(tokens.device)  # once: each copy makes the host wait for the device
-    for u, gates in enumerate(speller.characters(speller.embedding(tokens)).unbind(1)):
+    for u, gates in enumerate(speller.inputs(speller.embedding(tokens)).unbind(1)):
         if u and sampled[:, u].any():
             with torch.no_grad():
                 drawn = sample(speller.classify(outputs[-1]))
             token = torch.where(replaced[:, u], drawn, tokens[:, u])
-            gates = speller.characters(speller.embedding(token))
+            gates = speller.inputs(speller.embedding(token))
         x, hidden, cells = state.context, [], []
         for layer, h, c in zip(layers, state.hidden, state.cells, strict=True):
             h, c = layer(x, h, c, gates)
@@ -109,11 +109,11 @@ class UnrolledProducts:
         self.steps, self.matrices = steps, {}
 
     def __call__(self, x: Tensor, matrix: Tensor) -> Tensor:
-        if id(matrix) not in self.matrices:
+        if id(matrix) not in self.matrices:  # which keeps the matrix, so that its id stays its own
             inputs = []
             zeros = x.new_zeros(*x.shape[:-2], self.steps * x.shape[-2], matrix.shape[-1])
             addends = _Collect.apply(zeros, matrix, inputs).chunk(self.steps, dim=-2)
-            self.matrices[id(matrix)] = matrix, matrix.detach(), iter(addends), inputs  # the first keeps its id taken
+            self.matrices[id(matrix)] = matrix, matrix.detach(), iter(addends), inputs
         _, constant, addends, inputs = self.matrices[id(matrix)]
         inputs.append(x.detach())
         return next(addends) + x @ constant

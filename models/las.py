@@ -1,10 +1,12 @@
 """Listen, Attend and Spell (Chan et al. 2015, arXiv:1508.01211v2), trained jointly with CTC.
 
     waveform -> log-mel -> SpecAugment [-> convolutions] -> BiLSTM -> pyramidal BiLSTMs           listener
-    last character, last context -> LSTMs -> attention over the listener's frames -> next character   speller
+    last token, last context -> LSTMs -> attention over the listener's frames -> next token         speller
 
 Paper to code: Listen (section 3.1) is `models.listener.Listener`, AttendAndSpell (3.2) `models.speller.Speller`,
-learning with sampled characters (3.3) `LAS.loss`, decoding and rescoring (3.4) `LAS.search`. Later work added
+learning with sampled characters (3.3) `LAS.loss`, decoding and rescoring (3.4) `LAS.search`. Tokens are the paper's
+characters, or subwords. Not the paper's are layer normalisation and dropout in the listener, and LSTM forget gates of
+the speller that begin open. Later work added
 location-aware attention (`models.components.attention`), the CTC loss and CTC scores in the beam search
 (Kim et al. 2017, arXiv:1609.06773v2; Hori et al. 2017, "Joint CTC/attention decoding for end-to-end speech
 recognition"), and label smoothing (Chorowski and Jaitly 2017, arXiv:1612.02695v1).
@@ -36,14 +38,14 @@ from utils.lm.ngram import NGram
 from utils.lm.scorer import NGramScorer
 from utils.types import Batch, Candidate, Word
 
-TOKENS_PER_SECOND = 30  # no speech has more characters; ends hypotheses that repeat themselves
+TOKENS_PER_SECOND = 30  # no speech has more; ends hypotheses that repeat themselves
 
 
 class LAS(Recognizer, name="las"):
     """Pyramidal BiLSTM listener, attention, LSTM speller.
 
     Args:
-        frontend: convolutions below the listener, which shorten the time four times.
+        frontend: convolutions below the listener, which shorten the time four times; take pyramid_layers 1 with them.
         conv_channels: channels of these convolutions.
         residual_blocks: residual blocks of the rescnn front end.
         listener_size: hidden units per direction of a listener layer.
@@ -52,12 +54,12 @@ class LAS(Recognizer, name="las"):
         attention_size: features in which the two are compared.
         speller_size: hidden units of a speller layer.
         speller_layers: LSTM layers of the speller.
-        embedding_size: features of a character, and of the classifier's hidden layer.
-        tied_embedding: the classifier's weights are the characters' embeddings.
+        embedding_size: features of a token's embedding, and of the classifier's hidden layer.
+        tied_embedding: the classifier's weights are the tokens' embeddings.
         dropout: dropout after each layer.
         scheduled_sampling: share of the speller's inputs that are sampled from its own predictions.
         scheduled_sampling_steps: optimiser steps over which scheduled_sampling grows from 0.
-        label_smoothing: share of a target's probability that is spread over all characters.
+        label_smoothing: share of a target's probability that is spread over all tokens.
         ctc_weight: weight of the CTC loss on the listener, the rest is the speller's; 0 leaves its layer out.
         guided_weight: weight of the penalty on attention far from the diagonal; 0 for none.
         guided_steps: optimiser steps for which that penalty applies.
@@ -90,9 +92,10 @@ class LAS(Recognizer, name="las"):
             layers=speller_layers, attention=attention, attention_size=attention_size,
             embedding_size=embedding_size, tied=tied_embedding, dropout=dropout)
         self.losses = ("loss", "attention", "diagonality", *(["ctc"] if ctc_weight else []))
+        self.trained_by_ctc = bool(ctc_weight)
         self.ctc = nn.Linear(self.listener.outputs, self.tokenizer.ctc_size) if ctc_weight else None
 
-    def schedule(self, steps: int) -> None:
+    def set_step(self, steps: int) -> None:
         """Sets the optimiser steps so far, on which scheduled sampling and guided attention depend."""
         self.steps = steps
 
@@ -120,7 +123,7 @@ class LAS(Recognizer, name="las"):
         """Returns sums over the batch: the loss and its parts, nats, and the diagonality of the attention.
 
         The speller's cross-entropy, `attention`, and the CTC loss are interpolated (Kim et al. 2017). A diagonality
-        near 0.2 per token, which uniform attention has, shows that attention has not aligned.
+        near 0.23 per token, which uniform attention has, shows that attention has not aligned.
         """
         log_probs, weights = self.attend_and_spell(encoding, batch)
         sums = {"attention": self.cross_entropy(log_probs, batch),
@@ -159,7 +162,7 @@ class LAS(Recognizer, name="las"):
 
     def max_tokens(self, encoding: ListenerOutput) -> Tensor:
         """Returns the most tokens that utterances of these lengths can hold, (B,)."""
-        seconds = encoding.ctc_lengths * (self.ctc_frame_samples / SAMPLE_RATE)
+        seconds = encoding.ctc_lengths * self.ctc_frame_seconds
         return (seconds * TOKENS_PER_SECOND).long() + 1
 
     def search(self, encoding: ListenerOutput, decoder: Decoder) -> list[list[Candidate]]:
@@ -211,7 +214,7 @@ class LAS(Recognizer, name="las"):
         aligned = [None] * len(texts)
         if self.ctc is not None:
             outputs = zip(*self.ctc_log_probs(encoding), texts, strict=True)
-            aligned = [align_ctc(log_probs[:length], text, self.tokenizer, self.ctc_frame_samples / SAMPLE_RATE)
+            aligned = [align_ctc(log_probs[:length], text, self.tokenizer, self.ctc_frame_seconds)
                        for log_probs, length, text in outputs]
         if None not in aligned:
             return aligned
@@ -224,8 +227,9 @@ class LAS(Recognizer, name="las"):
         batch = Batch(None, None, pad_sequence(tokens, batch_first=True).long(), None, texts, texts, [])
         log_probs, weights = self.attend_and_spell(encoding, batch)
         frames = torch.arange(weights.shape[2], device=weights.device, dtype=weights.dtype)
-        seconds = self.ctc_frame_samples / SAMPLE_RATE * 2 ** (len(self.listener.pyramid) - self.listener.ctc_layers)
-        centres = ((weights @ frames) * seconds).tolist()  # (B, U + 1)
+        seconds = self.features.hop / SAMPLE_RATE * self.listener.reduction
+        first = self.features.hop / SAMPLE_RATE * self.listener.first_centre
+        centres = (first + (weights @ frames) * seconds).tolist()  # (B, U + 1)
         aligned = []
         for token, scores, centre in zip(tokens, log_probs, centres, strict=True):
             scores = scores[: len(token)].gather(1, token[:, None])[:, 0].tolist()

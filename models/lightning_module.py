@@ -34,6 +34,8 @@ class SpeechModule(lightning.LightningModule):
         self.seed, self.patience = seed, patience
         self.token_mean = GlobalTokenMean()
         self.batch_ids: list[str] = []  # utterances of the batch under way
+        self.step_ids: list[str] = []  # utterances of the optimiser step under way, of several batches perhaps
+        self.batch_tokens = 0  # of the batch under way
         self.batch_seconds = (0.0, 0.0)  # of the batch under way: audio, and audio with padding
         self.results: dict[str, ErrorCounts] = {}  # of the last evaluation, by split
         self._totals: list[_SplitTotals] = []
@@ -49,8 +51,9 @@ class SpeechModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's random numbers a function of seed, epoch, step and process."""
-        self.network.schedule(self.global_step)
+        self.network.set_step(self.global_step)
         self.batch_ids = batch.ids
+        self.step_ids = self.step_ids + batch.ids
         key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
@@ -58,17 +61,18 @@ class SpeechModule(lightning.LightningModule):
         """Measures the batch while it is on the CPU, where that stalls no device."""
         padded = batch.waveforms.numel() / SAMPLE_RATE
         self.batch_seconds = batch.sample_counts.sum().item() / SAMPLE_RATE, padded
+        self.batch_tokens = int(batch.token_counts.sum())
         return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss, and logs all losses per token of the global batch."""
+        """Returns the loss, and logs all losses per token of the global batch, and per token of the epoch."""
         sums = self.network.loss(self.network.encode(batch.waveforms, batch.sample_counts), batch)
         tokens, *means = self._mean_over_processes(torch.stack(
             [batch.token_counts.sum().float(), *(value.detach().float() for value in sums.values())]))
         tokens = self.token_mean.add_batch(tokens)
         for name, mean in zip(sums, means, strict=True):
             self.log(f"train/{name}", mean / tokens, on_step=True, on_epoch=True,
-                     batch_size=len(batch.ids), sync_dist=False)
+                     batch_size=max(self.batch_tokens, 1), sync_dist=False)
         self.log("loss", (sums["loss"] / tokens).detach(), prog_bar=True, logger=False)
         return self.token_mean.scale_loss(sums["loss"])
 
@@ -79,7 +83,8 @@ class SpeechModule(lightning.LightningModule):
         self.log("train/grad_norm", norm)
         scaler = self._scaler()
         if scaler is None or scaler.get_scale() <= 1.0:  # while the scaler seeks its scale it skips steps by design
-            self.skipping.watch(norm, step=self.global_step, ids=self.batch_ids, scaled=scaler is not None)
+            self.skipping.watch(norm, step=self.global_step, ids=self.step_ids, scaled=scaler is not None)
+        self.step_ids = []
 
     def on_train_epoch_end(self) -> None:
         """Looks at the last steps of the epoch."""
@@ -159,7 +164,8 @@ class SpeechModule(lightning.LightningModule):
             pooled.add_tensor(summed)
             whole = _SplitTotals(self.network.losses).add_tensor(summed)
             self.results[split] = whole.errors
-            self._log_metrics(split, whole)
+            # "val" is the name of all validation splits together, and one metric cannot have two values.
+            self._log_metrics("val_set" if split == "val" and len(self._totals) > 1 else split, whole)
         return pooled
 
     def _log_metrics(self, split: str, totals: "_SplitTotals") -> None:

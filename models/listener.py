@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components.convolution import VGG, ConvFrontend, halve
-from models.components.masks import mask_frames
+from models.components.masks import Lengths, mask_frames
 from models.components.recurrent import RecurrentLayer
 
 Frontend = Literal["none", "vgg", "rescnn"]
@@ -22,7 +22,7 @@ class ListenerOutput(NamedTuple):
 
 
 class PyramidalLayer(RecurrentLayer):
-    """Joins neighbouring frames, which halves the time, then a BiLSTM: the paper's pBLSTM."""
+    """Joins neighbouring frames, which halves the time, then normalisation and a BiLSTM: the paper's pBLSTM."""
 
     def __init__(self, input_size: int, hidden_size: int, dropout: float):
         super().__init__(2 * input_size, hidden_size, rnn_type="lstm")
@@ -51,6 +51,11 @@ class Listener(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.pyramid = nn.ModuleList(PyramidalLayer(2 * size, size, dropout) for _ in range(layers))
         self.outputs = 2 * size
+        self.reduction = (4 if self.frontend else 1) * 2**layers  # feature frames per frame
+        # The centre of frame 0, in feature frames: strided convolutions keep the place of the first of the frames that
+        # they stand for, pooling and pyramidal layers join frames.
+        strided = 4 if frontend == "rescnn" else 1
+        self.first_centre = (self.reduction - strided) / 2
         self.ctc_layers = 0 if self.frontend else min(layers, 2)  # pyramidal layers below CTC, four frames in one
         self.ctc_reduction = 4 if self.frontend else 2**self.ctc_layers  # feature frames per CTC frame
 
@@ -65,7 +70,7 @@ class Listener(nn.Module):
             ctc = (x, lengths) if i == self.ctc_layers else ctc
         return ListenerOutput(mask_frames(x, lengths), lengths, mask_frames(*ctc), ctc[1])
 
-    def output_length(self, frames: int) -> int:
+    def output_length(self, frames: Lengths) -> Lengths:
         """Returns the CTC frames of `frames` feature frames."""
         frames = frames if self.frontend is None else self.frontend.output_length(frames)
         for _ in range(self.ctc_layers):

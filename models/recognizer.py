@@ -18,6 +18,7 @@ from models.components.masks import Lengths
 from models.components.specaugment import SpecAugment
 from models.components.vtlp import VTLP
 from models.loading import load_network
+from utils.audio import SAMPLE_RATE
 from utils.checkpoint.reading import find_checkpoint
 from utils.decoding.decoder import Decoder
 from utils.decoding.options import DecodingOptions
@@ -52,7 +53,8 @@ class Recognizer(nn.Module, ABC):
 
     registry: dict[str, type["Recognizer"]] = {}
     formats: dict[str, Callable[[Path], "Recognizer"]] = {}  # by suffix, what reads files that are no checkpoints
-    losses: tuple[str, ...] = ("loss",)  # the names of what `loss` returns
+    losses: tuple[str, ...] = ("loss",)  # the names of all that `loss` returns in evaluation
+    trained_by_ctc = True  # whether an utterance needs as many output frames as its text, as CTC does
     autoregressive = False  # whether each token is predicted from those before it, rather than by CTC
     time_stride: int  # feature frames per CTC frame; set by the network's constructor
     config: dict  # the model's name and all options, from which `build` makes the same network
@@ -76,7 +78,8 @@ class Recognizer(nn.Module, ABC):
             raise ValueError(f"freq_warp {freq_warp} moves mel bins: it needs logmel features, not {features}")
         self.vtlp = VTLP(self.features.size, freq_warp)
         self.specaugment = SpecAugment(freq_masks=freq_masks, freq_width=freq_width, time_masks=time_masks,
-                                       time_width=time_width, time_share=time_share)
+                                       time_width=time_width, time_share=time_share,
+                                       fill_with_mean=feature_norm == "none")
 
     # -- what a network defines ------------------------------------------------------------------
 
@@ -91,6 +94,8 @@ class Recognizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns (B, N, V) float32 log-probabilities and their (B,) lengths, in training and evaluation alike.
+
+        Where `training_views` makes two views of each utterance they have 2B rows.
 
         N counts what the model predicts one by one: frames of CTC, tokens of an attention model (given the
         reference's tokens before them).
@@ -116,11 +121,11 @@ class Recognizer(nn.Module, ABC):
         """Returns tensors to draw, one per utterance and without padding, by the kind of their figure."""
         return {}
 
-    def schedule(self, steps: int) -> None:
-        """Adapts what depends on the optimiser steps so far; called before each training step."""
+    def set_step(self, steps: int) -> None:
+        """Adapts what depends on the number of optimiser steps so far; called before each training step."""
 
     def training_views(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the (B, T, F) features to augment and encode, and their (B,) lengths: each utterance once."""
+        """Returns the (B, T, F) features to augment and encode, and their (B,) lengths; CR-CTC takes two views."""
         return features, lengths
 
     # -- what every network has ------------------------------------------------------------------
@@ -146,8 +151,17 @@ class Recognizer(nn.Module, ABC):
 
     @property
     def ctc_frame_samples(self) -> int:
-        """Returns the samples from one CTC frame to the next; frame t is centred on sample t times as many."""
+        """Returns the samples from one CTC frame to the next.
+
+        Behind strided convolutions frame t is centred on sample t times as many; where frames are joined, as in a
+        listener, up to half a frame later.
+        """
         return self.features.hop * self.time_stride
+
+    @property
+    def ctc_frame_seconds(self) -> float:
+        """Returns the seconds from one CTC frame to the next."""
+        return self.ctc_frame_samples / SAMPLE_RATE
 
     # -- building ----------------------------------------------------------------------------------
 

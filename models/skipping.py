@@ -64,7 +64,7 @@ class SkipNonFinite:
         optimizer.register_step_post_hook(self._after_step)
 
     def watch(self, norm: Tensor, *, step: int, ids: list[str], scaled: bool) -> None:
-        """Takes the norm of the gradients that the step to come would use, and what it would be named by.
+        """Takes the norm of the gradients that the step to come would use, its number and its utterances.
 
         `scaled` steps, those of float16's gradient scaler, are skipped by the scaler itself and only counted here.
         Raises TrainingError after `patience` skipped steps in a row.

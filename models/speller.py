@@ -10,7 +10,7 @@ from utils.decoding.scorers import Scorer
 
 
 class SpellerState(NamedTuple):
-    """The state of N hypotheses between two characters."""
+    """The state of N hypotheses between two tokens."""
 
     hidden: tuple[Tensor, ...]  # (N, D) of each LSTM layer
     cells: tuple[Tensor, ...]  # (N, D)
@@ -38,19 +38,19 @@ class LSTMCell(nn.Linear):
 
 
 class Speller(nn.Module):
-    """LSTM layers fed with the last character and the last context, attention, and a perceptron."""
+    """LSTM layers fed with the last token and the last context, attention, and a perceptron."""
 
     def __init__(self, memory_size: int, classes: int, impossible: list[int], *, size: int, layers: int,
                  attention: AttentionType, attention_size: int, embedding_size: int, tied: bool, dropout: float):
         super().__init__()
         self.size = size
         self.embedding = nn.Embedding(classes, embedding_size)
-        # The first cell's weight for characters is a layer of its own, so that a known text is multiplied at once.
-        self.characters = nn.Linear(embedding_size, 4 * size, bias=False)
-        self.gates = nn.ModuleList(LSTMCell(size if i else memory_size, size) for i in range(layers))
+        # The first cell's weight for tokens is a layer of its own, so that a known text is multiplied at once.
+        self.inputs = nn.Linear(embedding_size, 4 * size, bias=False)
+        self.lstm = nn.ModuleList(LSTMCell(size if i else memory_size, size) for i in range(layers))
         self.attention = ATTENTIONS[attention](size, memory_size, attention_size)
         self.dropout = nn.Dropout(dropout)
-        self.hidden = nn.Linear(size + memory_size, embedding_size)
+        self.perceptron = nn.Linear(size + memory_size, embedding_size)
         self.output = nn.Linear(embedding_size, classes)
         if tied:
             self.output.weight = self.embedding.weight
@@ -59,39 +59,39 @@ class Speller(nn.Module):
         self.register_buffer("impossible", mask, persistent=False)  # (V,) classes that are never predicted
 
     def initial(self, memory: Memory) -> SpellerState:
-        """Returns the state before the first character."""
+        """Returns the state before the first token."""
         size, frames = memory.valid.shape
         zeros = memory.values.new_zeros
-        layers = tuple(zeros(size, self.size) for _ in self.gates)
+        layers = tuple(zeros(size, self.size) for _ in self.lstm)
         return SpellerState(hidden=layers, cells=layers, context=zeros(size, memory.values.shape[2]),
                             weights=zeros(size, frames), coverage=zeros(size, frames))
 
     def step(self, tokens: Tensor, state: SpellerState, memory: Memory) -> tuple[Tensor, SpellerState]:
-        """Returns the (N, V) log-probabilities of the next character after (N,) last ones, and the state after.
+        """Returns the (N, V) log-probabilities of the next token after (N,) last ones, and the state after.
 
         s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1})
         c_i = AttentionContext(s_i, h)
         P(y_i | x, y_<i) = CharacterDistribution(s_i, c_i)
         """
         hidden, cells = [], []
-        x, gates = state.context, self.characters(self.embedding(tokens))
-        for cell, h, c in zip(self.gates, state.hidden, state.cells, strict=True):
+        x, gates = state.context, self.inputs(self.embedding(tokens))
+        for cell, h, c in zip(self.lstm, state.hidden, state.cells, strict=True):
             h, c = cell(x, h, c, gates)
             hidden.append(h)
             cells.append(c)
             x, gates = self.dropout(h), 0.0
-        x = x.to(self.hidden.weight.dtype)
+        x = x.to(self.perceptron.weight.dtype)
         context, weights = self.attention(x, memory, state.weights)
         log_probs = self.classify(torch.cat([x, context.to(x.dtype)], dim=-1))
         return log_probs, SpellerState(tuple(hidden), tuple(cells), context, weights, state.coverage + weights)
 
     def classify(self, outputs: Tensor) -> Tensor:
         """Returns (..., V) float32 log-probabilities of (..., D + H) s_i and c_i, by a perceptron and a softmax."""
-        scores = self.output(self.dropout(self.hidden(outputs).tanh())).float()
+        scores = self.output(self.dropout(self.perceptron(outputs).tanh())).float()
         return scores.masked_fill(self.impossible, -torch.inf).log_softmax(dim=-1)
 
     def forward(self, tokens: Tensor, memory: Memory, scheduled_sampling: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Predicts each character after the given ones before it (teacher forcing).
+        """Predicts each token after the given ones before it (teacher forcing).
 
         Training runs `models.fast_speller.fast_forward`, which gives the same.
 
@@ -120,7 +120,7 @@ def sample(log_probs: Tensor) -> Tensor:
 
 
 class SpellerScorer(Scorer):
-    """The speller's log-probabilities, and a penalty on encoder frames that no character attended to.
+    """The speller's log-probabilities, and a penalty on encoder frames that no token attended to.
 
     Args:
         speller: the network.
@@ -132,11 +132,11 @@ class SpellerScorer(Scorer):
         self.speller, self.memory, self.coverage_weight = speller, memory, coverage_weight
 
     def initial(self) -> SpellerState:
-        """Returns the state before the first character."""
+        """Returns the state before the first token."""
         return self.speller.initial(self.memory)
 
     def score(self, tokens: Tensor, state: SpellerState) -> tuple[Tensor, SpellerState]:
-        """Returns (N, V) log-probabilities of the next characters, and the state after `tokens`."""
+        """Returns (N, V) log-probabilities of the next tokens, and the state after `tokens`."""
         return self.speller.step(tokens, state, self.memory)
 
     def final_score(self, state: SpellerState) -> Tensor | float:

@@ -155,7 +155,7 @@ def speller(seed: int) -> tuple[Recognizer, Batch]:
     torch.manual_seed(seed)
     network = Recognizer.build("las", n_mels=20, listener_size=12, pyramid_layers=2, attention_size=16, speller_size=16,
                                embedding_size=16, tokenizer="bpe", alphabet=" ab", vocabulary=["ba", "▁ab"]).eval()
-    network.speller.hidden.weight.data *= 4
+    network.speller.perceptron.weight.data *= 4
     network.speller.output.weight.data *= 12
     network.speller.output.bias.data[network.tokenizer.eos] -= 8  # it would end at once
     return network, torch.randn(1, 1600)

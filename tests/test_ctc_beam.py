@@ -409,7 +409,7 @@ def speller(seed: int) -> tuple[Recognizer, object]:
     """A network of strong opinions that spells " ab", and what it heard: two utterances of at most 4 characters."""
     torch.manual_seed(seed)
     network = Recognizer.build("las", **{**TINY["las"], "alphabet": " ab"}).eval()
-    network.speller.hidden.weight.data *= 4
+    network.speller.perceptron.weight.data *= 4
     network.speller.output.weight.data *= 12
     network.speller.output.bias.data[network.tokenizer.eos] -= 8  # it would end at once
     with torch.no_grad():

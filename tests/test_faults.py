@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -112,6 +113,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path, monkeypatch, c
     train.main(arguments(tmp_path / "run", "--epochs", "2"))
     assert "step 1 skipped, its gradient is not finite (1 so far); utterances: 9001-" in capsys.readouterr().out
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_skipped_step_of_several_batches_names_them_all(tmp_path, monkeypatch, capsys):
+    """The first of the two batches is the broken one."""
+    break_loss(monkeypatch, steps={0})
+    train.main(arguments(tmp_path / "run", "--epochs", "1", "--accumulate", "2", "--test_sets"))
+    named = re.search(r"step 0 skipped.* utterances: (.*)", capsys.readouterr().out)[1].split()
+    assert len(named) == len(set(named)) == len(list((CORPUS / "train").rglob("*.opus")))
 
 
 def test_skipped_steps_leave_the_weights_as_they_were(tmp_path, monkeypatch, capsys):

@@ -99,7 +99,7 @@ def test_kernels_prove_themselves(dtype, device, capsys):
     kv = torch.zeros(1, 1, 2, 2, 512, device=device, dtype=dtype)
     if not kernels.has_kernels(kv):
         pytest.skip("no Triton, or no CUDA for it")
-    assert kernels.are_right(kv.device, dtype, directions=2, hidden=512), capsys.readouterr().err
+    assert kernels.kernels_agree(kv.device, dtype, directions=2, hidden=512), capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)

@@ -9,7 +9,7 @@ from test_contracts import make_batch, speech
 from models import Recognizer
 from models.components.attention import ATTENTIONS, soft_diagonal
 from models.fast_speller import fast_forward
-from models.listener import PyramidalLayer
+from models.listener import Listener, PyramidalLayer
 from models.speller import SpellerScorer, sample
 from utils.audio import load_audio
 from utils.decoding.beam_search import beam_search
@@ -111,6 +111,23 @@ def test_blank_and_start_are_never_spelled():
     assert log_probs[..., [network.tokenizer.blank, network.tokenizer.sos]].isneginf().all()
 
 
+@pytest.mark.parametrize(("frontend", "layers"), [("none", 1), ("none", 3), ("vgg", 0), ("vgg", 1), ("rescnn", 0),
+                                                  ("rescnn", 2)])
+def test_where_a_listener_frame_is_centred(monkeypatch, frontend, layers):
+    """In the middle of the feature frames that reach it through convolutions, pooling and joining."""
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)  # which has a gradient for all that it pools
+    listener = Listener(80, 8, layers, frontend=frontend, conv_channels=4, residual_blocks=1, dropout=0.0).eval()
+    for parameter in listener.parameters():
+        parameter.data.abs_().add_(0.1)  # so that ReLU passes everything
+    features = torch.zeros(1, 256, 80, requires_grad=True)
+    x = features if listener.frontend is None else listener.frontend(features, torch.tensor([256]))[0]
+    for _ in range(layers):
+        x = x.unflatten(1, (-1, 2)).flatten(2)
+    x[0, 4].sum().backward()
+    reached = features.grad[0].any(dim=-1).nonzero().flatten().float()
+    assert reached.mean() == listener.first_centre + 4 * listener.reduction
+
+
 def test_scheduled_sampling_ramps_up_and_leaves_evaluation_alone(monkeypatch):
     network, rates = las(scheduled_sampling=0.4, scheduled_sampling_steps=100), []
     batch = make_batch(network, speech())
@@ -118,7 +135,7 @@ def test_scheduled_sampling_ramps_up_and_leaves_evaluation_alone(monkeypatch):
     monkeypatch.setattr("models.las.fast_forward",
                         lambda *args: rates.append(args[-1]) or fast_forward(*args))
     for training, steps in ((True, 0), (True, 50), (True, 1000), (False, 1000)):
-        network.train(training).schedule(steps)
+        network.train(training).set_step(steps)
         network.attend_and_spell(encoding, batch)
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.0])
 
@@ -162,7 +179,7 @@ def test_losses_and_their_weights():
 
     def losses(steps=0, **options):
         network = las(dropout=0.0, freq_masks=0, time_masks=0, **options).train()
-        network.schedule(steps)
+        network.set_step(steps)
         sums = network.loss(network.encode(batch.waveforms, batch.sample_counts), batch)
         return {name: value.item() for name, value in sums.items()}
 

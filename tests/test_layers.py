@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchaudio
-from conftest import SPEECH, tiny_network
+from conftest import SPEECH, TINY, tiny_network
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -169,6 +169,20 @@ def test_specaugment_masks_within_its_policy():
     assert not frames[1::2, 40:].any(), "masks on padding only"
     assert torch.equal(augment.eval()(features, lengths), features)
     assert len({tuple(row.nonzero().flatten().tolist()) for row in frames[0::2]}) > 50, "drawn by utterance"
+
+
+def test_specaugment_fills_with_the_mean_of_features_that_are_not_normalised():
+    torch.manual_seed(0)
+    network = Recognizer.build("deepspeech2", **{**TINY["deepspeech2"], "feature_norm": "none", "freq_masks": 1,
+                                                 "freq_width": 80, "time_masks": 0})
+    features, lengths = torch.randn(20, 50, 80) - 4, torch.tensor([50, 30] * 10)
+    features = mask_frames(features, lengths)
+    masked = network.specaugment(features, lengths)
+    for before, after, length in zip(features, masked, lengths.tolist(), strict=True):
+        changed = before[:length] != after[:length]
+        torch.testing.assert_close(after[:length][changed], before[:length].mean().expand(int(changed.sum())))
+        assert not after[length:].any(), "padding was filled"
+    assert (masked != features).any()
 
 
 def test_relative_attention_is_the_papers_sum():

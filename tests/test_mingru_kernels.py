@@ -63,8 +63,8 @@ for wrong in (None, "_forward_kernel", "_backward_kernel"):
     kernel = wrong and getattr(mingru_triton, wrong)
     if wrong:
         setattr(mingru_triton, wrong, TooMuch(kernel))
-    kernels.are_right.cache_clear()
-    assert kernels.are_right(torch.device("cpu"), torch.float32, directions=2, hidden=5) is (wrong is None)
+    kernels.kernels_agree.cache_clear()
+    assert kernels.kernels_agree(torch.device("cpu"), torch.float32, directions=2, hidden=5) is (wrong is None)
     assert_is_the_papers(fused_scan, (3, 17, 5), (17, 1, 8))
     if wrong:
         setattr(mingru_triton, wrong, kernel)
@@ -101,10 +101,10 @@ def in_place_of_triton(monkeypatch):
     def install(scan):
         monkeypatch.setitem(sys.modules, "models.mingru.triton", scan and SimpleNamespace(TritonScan=scan))
         monkeypatch.setattr(fused, "has_kernels", lambda kv: True)
-        for function in (kernels.are_right, kernels._say_once):
+        for function in (kernels.kernels_agree, kernels._say_once):
             function.cache_clear()
     yield install
-    kernels.are_right.cache_clear()
+    kernels.kernels_agree.cache_clear()
 
 
 @pytest.mark.parametrize(("scan", "reason"), [

@@ -104,6 +104,15 @@ def test_transcripts_are_those_of_the_checkpoint(exported, decoding):
     assert [one.text for one in found.candidates] == [one.text for one in expected.candidates]
 
 
+def test_a_file_that_computes_something_else_is_said(tmp_path, capsys):
+    network = tiny_network("mingru")
+    torch.nn.init.constant_(network.head[-1].bias, torch.nan)
+    write_checkpoint(network, tmp_path / "x.ckpt")
+    with pytest.raises(SystemExit, match="2"):
+        export_module.main([str(tmp_path / "x.ckpt"), str(tmp_path / "x.onnx")])
+    assert "x.onnx does not compute what this network computes" in capsys.readouterr().err
+
+
 def test_the_command_line(exported, tmp_path, capsys):
     """A checkpoint becomes a file, with which the programs transcribe and evaluate."""
     network, path = exported("lookahead")

@@ -50,6 +50,17 @@ def test_a_stream_gives_the_text_of_the_whole(options, chunk):
     assert (text + recognizer.finish()).strip() == expected
 
 
+@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize(("window", "hop"), [(25, 10), (100, 10), (50, 5), (400, 20), (5, 5)])
+def test_a_stream_waits_for_all_that_a_frame_sees(window, hop, stride):
+    network = causal_network(rnn_type="mingru", window_ms=window, hop_ms=hop, time_stride=stride, residual_blocks=1)
+    waveform, encoder = load_audio(SPEECH[0]), network.streaming_encoder()
+    with torch.inference_mode():
+        parts = [*map(encoder.feed, waveform.split(1_600)), encoder.finish()]
+        whole, _ = network.ctc_log_probs(network.encode(waveform[None], torch.tensor([len(waveform)])))
+    torch.testing.assert_close(torch.cat([part for part in parts if part is not None], dim=1), whole, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("samples", [0, 1, 159, 700])
 def test_short_streams(samples):
     network = causal_network(rnn_type="mingru")

@@ -15,13 +15,16 @@ import lightning
 import pytest
 import torch
 import yaml
-from conftest import ROOT, greedy_texts
+from conftest import CORPUS, ROOT, greedy_texts
 from training_runs import arguments, weights
 
 import train
+from data.index import DataError
 from models import Recognizer
+from models.lightning_module import SpeechModule
 from utils.checkpoint.reading import CheckpointError, original_of
 from utils.errors import UsageError
+from utils.metrics import ErrorCounts
 from utils.training.launch import Devices
 from utils.training.moving_average import MovingAverage
 from utils.training.resuming import check_same_network, resume_from
@@ -294,9 +297,63 @@ def test_gradient_checkpointing_changes_no_number(tmp_path, network):
     torch.testing.assert_close(again, kept, rtol=0, atol=0)
 
 
-def test_the_mean_of_the_last_epochs(tmp_path, capsys):
+def test_a_set_called_val_is_one_of_several(tmp_path):
+    """`val/wer` stays the WER over all validation sets, which chooses checkpoints."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, split in (("train", "train"), ("val", "dev"), ("other", "test")):
+        (data / name).symlink_to(CORPUS / split)
+    flags = ["--epochs", "1", f"--data_root={data}", "--val_sets", "val", "other", "--test_sets"]
+    trainer, _ = train.train(train.parse_arguments(arguments(tmp_path / "run", *flags)))
+    metrics, counts = trainer.callback_metrics, trainer.lightning_module.results
+    assert set(counts) == {"val", "other"}
+    assert metrics["val/cer"] == pytest.approx(sum(counts.values(), ErrorCounts()).cer)
+    assert metrics["val_set/cer"] == pytest.approx(counts["val"].cer) != metrics["val/cer"]
+
+
+def test_the_loss_of_an_epoch_is_per_token(tmp_path, monkeypatch):
+    """Whatever its batches: here one utterance each, of two to sixty characters."""
+    seen, step = [], SpeechModule.training_step
+
+    def record(module, batch, index):
+        loss = step(module, batch, index)
+        seen.append((float(module.trainer.callback_metrics["train/loss_step"]), int(batch.token_counts.sum())))
+        return loss
+
+    monkeypatch.setattr(SpeechModule, "training_step", record)
+    trainer, _ = train.train(train.parse_arguments(arguments(
+        tmp_path / "run", "--epochs", "1", "--batch_size", "1", "--test_sets", "--log_every", "1")))
+    expected = sum(loss * tokens for loss, tokens in seen) / sum(tokens for _, tokens in seen)
+    assert len({tokens for _, tokens in seen}) > 3
+    assert trainer.callback_metrics["train/loss_epoch"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "needed"), [("0.3", True), ("0", False)])
+def test_las_without_ctc_keeps_text_that_ctc_could_not_align(tmp_path, monkeypatch, weight, needed):
+    given = []
+
+    def record(*args, output_frames, **more):
+        given.append(output_frames)
+        raise DataError("seen")
+
+    monkeypatch.setattr("data.datamodule.LibriSpeechDataModule", record)
+    with pytest.raises(DataError, match="seen"):
+        train.train(train.parse_arguments(arguments(tmp_path / "run", "--ctc_weight", weight, model="las")))
+    assert [one is not None for one in given] == [needed]
+
+
+@pytest.mark.parametrize("decay", [[], ["--ema_decay", "0.9"]], ids=["trained", "ema"])
+def test_the_mean_of_the_last_epochs(tmp_path, capsys, monkeypatch, decay):
     """It is validated like any other checkpoint, and tested only where its val WER is lower."""
-    train.main(arguments(tmp_path / "run", "--epochs", "5", "--average_last", "3", "-lr", "3e-3"))
+    validated, validate = [], lightning.Trainer.validate
+
+    def record(trainer, module, **options):
+        trainer.callbacks.append(lightning.pytorch.callbacks.LambdaCallback(
+            on_validation_batch_start=lambda *_: validated.append(module.network.project.weight.clone())))
+        return validate(trainer, module, **options)
+
+    monkeypatch.setattr(lightning.Trainer, "validate", record)
+    train.main(arguments(tmp_path / "run", "--epochs", "5", "--average_last", "3", "-lr", "3e-3", *decay))
     folder = tmp_path / "run" / "checkpoints"
     recent = sorted(folder.glob("recent*.ckpt"))
     assert [path.name for path in recent] == ["recent002.ckpt", "recent003.ckpt", "recent004.ckpt"]
@@ -304,6 +361,7 @@ def test_the_mean_of_the_last_epochs(tmp_path, capsys):
     name = "network.project.weight"
     mean = sum(torch.load(path, weights_only=True)["state_dict"][name] for path in recent) / 3
     torch.testing.assert_close(averaged[name], mean)
+    assert validated and all(torch.equal(weights, averaged[name]) for weights in validated)
     assert "mean of the last 3 epochs: val WER" in (said := capsys.readouterr().out)
     tested = Path(json.loads((tmp_path / "run" / "results.json").read_text())["test"]["checkpoint"])
     assert (tested.name == "averaged.ckpt") == (", now the best" in said)

@@ -170,8 +170,9 @@ def soft_diagonal(steps: Tensor, lengths: Tensor, size: tuple[int, int], width: 
     """Returns how near step u and frame t are to the diagonal: exp(-(u/U - t/T)^2 / (2 width^2)), (B, U, T).
 
     It is 1 on the diagonal. 1 minus it is the penalty of guided attention (Tachibana et al. 2018,
-    arXiv:1710.08969v2, section 4.1). Its mean under the attention weights, the diagonality, lies between 0
-    and 1: speech and its text run in the same order, and attention far from the diagonal has not aligned.
+    arXiv:1710.08969v2, section 4.1, with a width of 0.2). Its mean under the attention weights, the diagonality,
+    lies between 0 and 1: speech and its text run in the same order, and attention far from the diagonal has not
+    aligned.
 
     Args:
         steps: (B,) steps U of each utterance.

@@ -6,7 +6,7 @@ Images are (B, C, T, F), so that layer normalisation over features needs no tran
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.components.checkpointing import EncoderLayer
+from models.components.encoder_layer import EncoderLayer
 from models.components.masks import Lengths, length_mask, mask_frames
 
 
@@ -83,6 +83,7 @@ class ConvFrontend(EncoderLayer):
         bins = self.stem.output_length(n_mels)
         self.blocks = nn.ModuleList(ResidualBlock(channels, bins, dropout) for _ in range(blocks))
         self.outputs = channels * bins
+        self.reach = time_stride - 1 + 2 * blocks * time_stride  # feature frames on either side that an output sees
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (B, T', outputs) of (B, T, F) features, and their (B,) lengths."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.components.checkpointing import EncoderLayer
 from models.components.convolution import ShortConv
+from models.components.encoder_layer import EncoderLayer
 from models.components.feedforward import FeedForward
 from models.components.masks import length_mask, mask_frames, reverse_frames
 from models.mingru.fused import exclude_scan_from_compile, fused_directions

@@ -1,7 +1,9 @@
-"""SpecAugment (Park et al. 2019, arXiv:1904.08779): time and frequency masks over features."""
+"""SpecAugment (Park et al. 2019, arXiv:1904.08779): time and frequency masks over features, without time warping."""
 
 import torch
 from torch import Tensor, nn
+
+from models.components.masks import length_mask
 
 
 class SpecAugment(nn.Module):
@@ -10,16 +12,17 @@ class SpecAugment(nn.Module):
     A time mask starts anywhere in the utterance's own frames and is at most `time_width` frames
     and at most `time_share / time_masks` of the utterance: the policy's cap `p`, here on the
     masks' total, so that short utterances keep most of their speech. Masked values become 0, the
-    mean of normalised features.
+    mean of normalised features, or the utterance's mean with `fill_with_mean`, for features that are not.
     """
 
     def __init__(self, *, freq_masks: int, freq_width: int, time_masks: int, time_width: int,
-                 time_share: float):
+                 time_share: float, fill_with_mean: bool = False):
         super().__init__()
         if not 0 <= time_share <= 1:
             raise ValueError(f"time_share {time_share} must be 0 to 1")
         self.freq_masks, self.freq_width = freq_masks, freq_width
         self.time_masks, self.time_width, self.time_share = time_masks, time_width, time_share
+        self.fill_with_mean = fill_with_mean
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Returns masked (B, T, F) features with (B,) lengths; `features` itself is left as it was."""
@@ -34,7 +37,10 @@ class SpecAugment(nn.Module):
         if self.time_masks:
             capped = (lengths * (self.time_share / self.time_masks)).long().clamp(max=self.time_width)
             masked |= _draw_masks(self.time_masks, capped, lengths, frames)[:, :, None]
-        return features.masked_fill(masked, 0.0)
+        if not self.fill_with_mean:
+            return features.masked_fill(masked, 0.0)
+        mean = features.sum(dim=(1, 2)) / (lengths * bins)  # beyond its length an utterance's features are 0
+        return torch.where(masked & length_mask(lengths, frames)[..., None], mean[:, None, None], features)
 
 
 def _draw_masks(count: int, widest: Tensor, extent: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vocal tract length perturbation (Jaitly and Hinton 2013) of mel spectrograms: the same words from another head."""
+"""Vocal tract length perturbation (Jaitly and Hinton 2013) of mel spectrograms: a tract of another length."""
 
 import math
 

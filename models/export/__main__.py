@@ -9,6 +9,7 @@ and las.py.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from models.export.onnx import OPSET, export_onnx
 from models.inference.onnx import SUFFIX
 from models.inference.onnx_las import speller_path
 from utils.audio import SAMPLE_RATE
+from utils.checkpoint.reading import CheckpointError
 from utils.cli.parser import OneLineParser
 from utils.errors import UsageError, one_line_errors
 from utils.types import Batch
@@ -47,7 +49,7 @@ def largest_difference(one: Recognizer, other: Recognizer) -> float:
     batch = Batch(0.1 * torch.randn(1, 2 * SAMPLE_RATE), torch.tensor([2 * SAMPLE_RATE]),
                   torch.ones(1, 5, dtype=torch.long), torch.tensor([5]), [], [], [])
     found = [network(batch)[0] for network in (one, other)]
-    return float((found[0] - found[1]).nan_to_num().abs().max())  # tokens that are never predicted have -inf
+    return float(torch.where(found[0] == found[1], 0.0, (found[0] - found[1]).abs()).max())  # -inf equals -inf
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,6 +64,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             export_onnx(network, args.target, stream=args.stream, int8=args.int8)
         difference = largest_difference(network, Recognizer.from_checkpoint(args.target))
+        if not math.isfinite(difference):
+            raise CheckpointError(args.source, f"{args.target} does not compute what this network computes: weights "
+                                               "that are too large, or not finite?")
         size = sum(file.stat().st_size for file in files) / 1e6
         print(f"{' and '.join(map(str, files))}: {size:,.1f} MB, opset {OPSET}; log-probabilities "
               f"differ from PyTorch's by at most {difference:.1g}")

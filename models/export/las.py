@@ -78,7 +78,7 @@ def trace_speller(network: LAS) -> "ONNXProgram":
     speller = network.speller
     memory = speller.attention.precompute(torch.zeros(2, 5, network.listener.outputs), torch.tensor([5, 3]))
     state = speller.initial(memory)
-    layers = [layer.clone() for layer in (*state.hidden, *state.cells)]  # one tensor in two places were one input
+    layers = [layer.clone() for layer in (*state.hidden, *state.cells)]  # one tensor twice would be one input
     after = ["context", "weights", *(f"{kind}_{i}" for kind in ("hidden", "cell") for i in range(len(state.hidden)))]
     one, frames = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     keys = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC} if isinstance(speller.attention, ContentAttention) else frames

@@ -78,7 +78,7 @@ class CTCStrategy(Strategy):
         frame = network.ctc_frame_samples
         whole = lcm(frame, SAMPLE_RATE) // SAMPLE_RATE  # seconds that are whole frames
         self.step = -(-STEP // whole) * whole
-        self.frames_per_second = SAMPLE_RATE / frame
+        self.frames_per_second = 1 / network.ctc_frame_seconds
         self.boundaries = network.tokenizer.boundaries or [network.tokenizer.blank]
 
     def split(self, audio) -> Iterator[tuple[float, Tensor]]:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from models.components.streaming import StreamingError
 from models.recognizer import Recognizer
-from utils.audio import SAMPLE_RATE
 
 
 class StreamingRecognizer:
@@ -38,7 +37,7 @@ class StreamingRecognizer:
         """Returns the text of (1, T, V) log-probabilities, which goes on from the frame before; single spaces."""
         if log_probs is None:
             return ""
-        self.seconds += log_probs.shape[1] * self.network.ctc_frame_samples / SAMPLE_RATE
+        self.seconds += log_probs.shape[1] * self.network.ctc_frame_seconds
         tokenizer, before = self.network.tokenizer, len(self.text)
         for token in log_probs[0].argmax(dim=-1).tolist():
             if token not in (self.last, tokenizer.blank):

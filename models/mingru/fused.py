@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.mingru.kernels import are_right, has_kernels
+from models.mingru.kernels import has_kernels, kernels_agree
 from models.mingru.tiled import TiledScan
 
 
@@ -18,7 +18,7 @@ def fused_scan(kv: Tensor, lengths: Tensor | None) -> Tensor:
             its first.
         lengths: (B,) frames; None where there is no padding. Padding has states of zero.
     """
-    if has_kernels(kv) and are_right(kv.device, kv.dtype, directions=kv.shape[2], hidden=kv.shape[4]):
+    if has_kernels(kv) and kernels_agree(kv.device, kv.dtype, directions=kv.shape[2], hidden=kv.shape[4]):
         from models.mingru.triton import TritonScan
 
         return TritonScan.apply(kv, lengths)

@@ -24,7 +24,7 @@ def has_kernels(kv: Tensor) -> bool:
 
 
 @cache
-def are_right(device: torch.device, dtype: torch.dtype, *, directions: int, hidden: int) -> bool:
+def kernels_agree(device: torch.device, dtype: torch.dtype, *, directions: int, hidden: int) -> bool:
     """Returns whether the kernels give what the tiles give, tried once per process and kind of layer; says if not.
 
     Without a C compiler, which Triton calls, or with a driver that is too old they cannot run at all.

@@ -68,7 +68,8 @@ def parallel_log(k: Tensor, v: Tensor) -> Tensor:
 class MinGRU(nn.Module):
     """One direction of minGRU, with the interface of a batch-first `nn.GRU` layer.
 
-    The recurrence runs in float32 under every precision; Linear_z and Linear_h are one product.
+    The recurrence runs in float32 under every precision, and in float64 in log space; Linear_z and Linear_h are one
+    product.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, scan: ScanType = "linear"):

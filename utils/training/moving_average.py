@@ -40,6 +40,16 @@ class MovingAverage(WeightAveraging):
             kept.copy_(counter)
         average.n_averaged += 1
 
+    def on_validation_epoch_start(self, trainer, module) -> None:
+        """Validates the average while training; whoever validates a checkpoint after that means its own weights."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_start(trainer, module)
+
+    def on_validation_epoch_end(self, trainer, module) -> None:
+        """Goes back to the trained weights."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_end(trainer, module)
+
     def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
         """Restores the trained weights for training; a test uses the average."""
         if trainer.state.fn == "fit":
