@@ -2,7 +2,7 @@
 
     python -m data.shard data/kaldi/train --output data/shards/train --shard_size 2000
 
-    OUTPUT/shard-000000.tar          KEY.flac and KEY.json for each utterance, in an order drawn from --seed
+    OUTPUT/shard-000000.tar          000000.flac and 000000.json for each utterance, in an order drawn from --seed
     OUTPUT/shard-000000.index.json   where they lie, their texts and durations
     OUTPUT/corpus.json               settings and counts
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data import readers
 from data.corpus_folder import DESCRIPTION, new_corpus, read_description
-from data.index import build_index, describe_faults
+from data.index import DataError, build_index, describe_faults
 from data.readers.shards import read_index
 from data.utterances import Utterance
 from utils.audio import EXTENSIONS, SAMPLE_RATE, load_audio
@@ -78,12 +78,12 @@ def _write_shard(path: Path, utterances: list[Utterance], audio_format: str) -> 
         with tarfile.open(part, "w") as tar:
             for number, one in enumerate(utterances):
                 suffix, content = _sound(one, audio_format)
-                key = one.id if one.id.replace("-", "").replace("_", "").isalnum() else f"{number:06d}"
-                _add(tar, f"{key}{suffix}", content)
+                _add(tar, f"{number:06d}{suffix}", content)  # an id need not be a name, nor differ from such a number
                 row = {"id": one.id, "text": one.text, "speaker": one.speaker}
-                _add(tar, f"{key}.json", json.dumps(row).encode())
+                _add(tar, f"{number:06d}.json", json.dumps(row).encode())
         part.replace(path)
-    read_index(path)
+    if (count := len(read_index(path)["utterances"])) != len(utterances):
+        raise DataError(f"{path}: {count} of {len(utterances)} utterances can be read back: delete it and build again")
 
 
 def _sound(utterance: Utterance, audio_format: str) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CORPUS, SPEECH
-from test_data import ALL, corpus, data_module, ids
+from test_data import ALL, corpus, data_module, ids, row, write_manifest
 from test_readers import kaldi
 from test_resume import kill_within
 from training_runs import arguments, assert_same_end, checkpoint, run
@@ -46,6 +46,21 @@ def test_shards_hold_the_same_utterances(tmp_path, capsys):
     assert facts[0] == facts[1]
     expected, found = waveforms(plain), waveforms(sharded)
     assert all(torch.equal(expected[name], found[name]) for name in ALL)
+
+
+def test_ids_that_are_numbers_or_no_names_are_all_kept(corpus, monkeypatch):
+    """Also those that are the number of another utterance; a shard that lacks one is refused."""
+    names = ["clip.0", "000001", "clip/2", "000003", "000000", "clip.5"]
+    rows = [row(path, "so", id=name) for path, name in zip(sorted((corpus / "train").rglob("*.opus")), names,
+                                                          strict=False)]
+    write_manifest(corpus / "x.jsonl", *rows)
+    options = {"data_root": corpus, "cache_dir": corpus / "cache"}
+    for seed in range(3):
+        shard.build_shards("x.jsonl", corpus / f"shards{seed}", seed=seed, **options)
+        assert ids(data_module(corpus).index(f"shards{seed}").utterances) == {*names}
+    monkeypatch.setattr(shard, "read_index", lambda path: {"utterances": []})
+    with pytest.raises(DataError, match=r"shard-000000.tar: 0 of 6 utterances can be read back: delete it and build"):
+        shard.build_shards("x.jsonl", corpus / "lost", **options)
 
 
 def test_parts_of_files_become_files(tmp_path):
