@@ -6,8 +6,9 @@
     OUTPUT/shard-000000.index.json   where they lie, their texts and durations
     OUTPUT/corpus.json               settings and counts
 
-Files of sound are copied as they are. Parts of files, and everything with --audio_format flac, are written as 16 kHz
-mono FLAC. A build that was stopped goes on with the shards that it lacks; the same flags give the same bytes.
+Files of sound are copied as they are. Parts of files, files in other tar shards, and everything with --audio_format
+flac are written as 16 kHz mono FLAC. A build that was stopped goes on with the shards that it lacks; the same flags
+give the same bytes.
 """
 
 import argparse
@@ -63,8 +64,12 @@ def build_shards(name: str, output: Path, *, data_root: Path = Path("data"), sha
     with new_corpus(output, settings) as folder, ThreadPoolExecutor(num_workers) as pool:
         done = [pool.submit(_write_shard, folder / f"shard-{number:06d}.tar", [utterances[i] for i in shard],
                             audio_format) for number, shard in enumerate(shards)]
-        for future in tqdm(done, desc=f"writing {output.name}", unit=" shards", disable=None):
-            future.result()
+        try:
+            for future in tqdm(done, desc=f"writing {output.name}", unit=" shards", disable=None):
+                future.result()
+        except BaseException:  # Ctrl-C as well: the pool would write all other shards before it is raised
+            pool.shutdown(cancel_futures=True)
+            raise
         description = {"settings": settings, "shards": len(shards), "utterances": len(utterances),
                        "hours": round(utterances.seconds.sum() / 3600, 4), "left_out": index.left_out}
         atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
