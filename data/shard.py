@@ -11,6 +11,11 @@ flac are written as 16 kHz mono FLAC. A build that was stopped goes on with the 
 give the same bytes.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import hashlib
 import io
@@ -30,6 +35,7 @@ from data.index import DataError, build_index, describe_faults
 from data.readers.shards import read_index
 from data.utterances import Utterance
 from utils.audio import EXTENSIONS, SAMPLE_RATE, load_audio
+from utils.cli.parser import OneLineParser
 from utils.cli.values import nonnegative_int, positive_int
 from utils.errors import one_line_errors
 from utils.files.atomic import atomic_write
@@ -109,8 +115,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the shards that the flags name, and prints what they hold."""
-    parser = argparse.ArgumentParser(prog="python -m data.shard", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="python -m data.shard", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="split, as for --train_sets")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the corpora (default: data)")
