@@ -29,7 +29,7 @@ MARK = 4096  # bytes at the beginning of a tar, which tell it from another
 
 
 def find_split(root: Path, name: str) -> Path | None:
-    """Returns the folder with tar files, as it is given or under `root`; None where there is none."""
+    """Returns the folder with tar files, under `root` or as it is given; None where there is none."""
     return next((folder for folder in (root / name, Path(name)) if any(folder.glob("*.tar"))), None)
 
 
@@ -50,7 +50,7 @@ def _read(folder: Path, faults: dict[str, list[str]]) -> Iterator[Entry]:
             faults[kind] += rows
         for key, text, speaker, begin, size, seconds in index["utterances"]:
             name = key.encode("utf-8", "backslashreplace").decode()  # names in a tar need not be UTF-8; reports are
-            yield Entry(name, str(Member(str(tar), begin, size)), text, speaker, found=seconds)
+            yield Entry(name, str(Member(str(tar), begin, size)), text, speaker, probed=seconds)
 
 
 def read_index(tar: Path) -> dict:
