@@ -86,8 +86,10 @@ class Augmentation:
         if by_telephone:
             band = random_numbers.uniform(*TELEPHONE_FROM), random_numbers.uniform(*TELEPHONE_TO)
             spectrum = spectrum * telephone(frequencies, band) * (frequencies < TELEPHONE_LIMIT)
-        heard = torch.fft.irfft(spectrum, size)[:length]
-        return with_codec_noise(heard, random_numbers.uniform(*CODEC_NOISE), random_numbers) if by_telephone else heard
+        changed = torch.fft.irfft(spectrum, size)[:length]
+        if not by_telephone:
+            return changed
+        return with_codec_noise(changed, random_numbers.uniform(*CODEC_NOISE), random_numbers)
 
     def _room(self, random_numbers: np.random.Generator) -> Tensor:
         """Returns an impulse response that begins with the direct sound. Raises AudioError."""

@@ -6,6 +6,11 @@ Texts are as the corpus has them: --text_normalizer applies when the manifest is
 folder are relative to it, so that both can be moved together.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
+
 import argparse
 import json
 import os
@@ -13,6 +18,7 @@ from pathlib import Path
 
 from data import readers
 from data.index import DataError, Entry, describe_faults
+from utils.cli.parser import OneLineParser
 from utils.errors import one_line_errors
 from utils.files.atomic import atomic_write
 
@@ -43,13 +49,13 @@ def build_row(entry: Entry, folder: Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the manifest that the flags name, and prints what it holds."""
-    parser = argparse.ArgumentParser(prog="python -m data.convert", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="python -m data.convert", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="split, as for --train_sets")
     parser.add_argument("--output", type=Path, required=True, help="manifest to write, such as train.jsonl")
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the corpora (default: data)")
-    args = parser.parse_args(arguments)
     with one_line_errors(parser.prog):
+        args = parser.parse_args(arguments)
         count, faults = convert(args.name, args.output, data_root=args.data_root.expanduser())
         print(f"{args.output}: {count:,} utterances{describe_faults(faults)}")
 

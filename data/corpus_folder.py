@@ -25,14 +25,16 @@ SETTINGS = ".settings.json"  # in a folder that is not complete
 def read_description(output: Path, settings: dict) -> dict | None:
     """Returns the description of the complete corpus in `output`, or None where there is nothing yet.
 
-    Raises DataError where `output` holds a corpus of other settings, or something else.
+    Raises DataError where `output` holds a corpus of other settings or a damaged one, or something else.
     """
     if (output / DESCRIPTION).is_file():
         try:
             description = json.loads((output / DESCRIPTION).read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             description = None
-        if isinstance(description, dict) and description.get("settings") == settings:
+        if not isinstance(description, dict):
+            raise DataError(f"{output / DESCRIPTION} is damaged: delete {output} or choose another --output")
+        if description.get("settings") == settings:
             return description
         raise DataError(f"{output} was built with other settings: delete it or choose another --output")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -77,7 +77,8 @@ class SpeechDataset(Dataset):
                 good.append(utterance)
                 rows.append(waveform)
         if not good:
-            raise DataError(f"none of the {len(bad)} files of a batch can be read: {', '.join(bad[:3])}")
+            raise DataError(f"none of the {len(bad)} files of a batch can be read: {', '.join(bad[:3])}; mend them, or "
+                            "take them out of the corpus, or give a larger --batch_size or --batch_seconds")
         tokens = [torch.tensor(utterance.tokens) for utterance in good]
         return Batch(
             waveforms=rows.tensor(),

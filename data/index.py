@@ -23,6 +23,7 @@ SHOWN = 3  # examples of each kind of fault in a report
 LONGEST = 3600.0  # seconds of an utterance; what a header states beyond is no utterance, or not true
 LONGEST_FILE = 1e7  # seconds
 CHECKS = 2  # raise it whenever files that had a duration may now be refused: cached durations are then read again
+SHORTEST_PART = 0.01  # seconds; less may round to no samples
 CLOSE = 0.05  # seconds by which a stated duration may differ from the file's through rounding
 BEYOND = 0.5  # seconds that a stated part may reach beyond the end of its file
 
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
     speaker: str
     offset: float | None = None  # seconds at which it begins in the file; the beginning where it is not stated
     duration: float | None = None  # seconds; to the end of the file where it is not stated
-    found: float | str | None = None  # seconds of the file, or what is wrong with it, where an index knows that
+    probed: float | str | None = None  # seconds of the file, or what is wrong with it, where an index knows that
 
 
 @dataclass
@@ -101,11 +102,11 @@ def _measured(name: str, entries: Iterator[Entry], cache_dir: Path) -> Iterator[
     A split's entries are all of one kind.
     """
     for entry in entries:
-        if entry.found is None:
+        if entry.probed is None:
             rest = [entry, *entries]
             yield from zip(rest, probe_all(name, [one.audio for one in rest], cache_dir), strict=True)
         else:
-            yield entry, entry.found
+            yield entry, entry.probed
 
 
 def _find_part(entry: Entry, found: float | str) -> tuple[tuple[float, float] | None, float]:
@@ -123,6 +124,8 @@ def _find_part(entry: Entry, found: float | str) -> tuple[tuple[float, float] | 
     if not whole and (end <= begin or begin >= found or end > found + BEYOND):
         raise ValueError("a part that is not in it")
     seconds = found if whole else min(end, found) - begin
+    if not whole and seconds < SHORTEST_PART:
+        raise ValueError(f"a part of less than {SHORTEST_PART} s")
     if seconds > LONGEST:
         raise ValueError("longer than an hour: cut it into utterances")
     return None if whole else (begin, seconds), seconds

@@ -28,7 +28,7 @@ class DataOptions:
 
     Args:
         data_root: folder of the corpora
-        test_sets: LibriSpeech's subsets, folders, manifests or tables, reported at the end
+        test_sets: LibriSpeech's subsets, folders, manifests or tables to report error rates of
         batch_size: utterances per batch and process
         batch_seconds: seconds of padded audio per batch and process; wins over --batch_size
         num_workers: processes that read audio
@@ -95,7 +95,7 @@ class TrainingDataOptions(DataOptions, AugmentationOptions):
         val_sets: validation sets, which choose the checkpoints
         speed_perturb: speed factors, one of which is drawn per utterance, e.g. 0.9 1.0 1.1
         shard_window: about how many utterances of tar shards are shuffled together
-        skip_bad_audio: skip and count unreadable files instead of stopping
+        skip_bad_audio: skip and count unreadable files instead of stopping, which a batch of nothing else still does
         seed: random seed of initialisation, data order and augmentation
     """
 

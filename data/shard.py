@@ -2,13 +2,19 @@
 
     python -m data.shard data/kaldi/train --output data/shards/train --shard_size 2000
 
-    OUTPUT/shard-000000.tar          KEY.flac and KEY.json for each utterance, in an order drawn from --seed
+    OUTPUT/shard-000000.tar          000000.flac and 000000.json for each utterance, in an order drawn from --seed
     OUTPUT/shard-000000.index.json   where they lie, their texts and durations
     OUTPUT/corpus.json               settings and counts
 
-Files of sound are copied as they are. Parts of files, and everything with --audio_format flac, are written as 16 kHz
-mono FLAC. A build that was stopped goes on with the shards that it lacks; the same flags give the same bytes.
+Files of sound are copied as they are. Parts of files, files in other tar shards, and everything with --audio_format
+flac are written as 16 kHz mono FLAC. A build that was stopped goes on with the shards that it lacks; the same flags
+give the same bytes.
 """
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
 
 import argparse
 import hashlib
@@ -25,10 +31,11 @@ from tqdm import tqdm
 
 from data import readers
 from data.corpus_folder import DESCRIPTION, new_corpus, read_description
-from data.index import build_index, describe_faults
+from data.index import DataError, build_index, describe_faults
 from data.readers.shards import read_index
 from data.utterances import Utterance
 from utils.audio import EXTENSIONS, SAMPLE_RATE, load_audio
+from utils.cli.parser import OneLineParser
 from utils.cli.values import nonnegative_int, positive_int
 from utils.errors import one_line_errors
 from utils.files.atomic import atomic_write
@@ -63,8 +70,12 @@ def build_shards(name: str, output: Path, *, data_root: Path = Path("data"), sha
     with new_corpus(output, settings) as folder, ThreadPoolExecutor(num_workers) as pool:
         done = [pool.submit(_write_shard, folder / f"shard-{number:06d}.tar", [utterances[i] for i in shard],
                             audio_format) for number, shard in enumerate(shards)]
-        for future in tqdm(done, desc=f"writing {output.name}", unit=" shards", disable=None):
-            future.result()
+        try:
+            for future in tqdm(done, desc=f"writing {output.name}", unit=" shards", disable=None):
+                future.result()
+        except BaseException:  # Ctrl-C as well: the pool would write all other shards before it is raised
+            pool.shutdown(cancel_futures=True)
+            raise
         description = {"settings": settings, "shards": len(shards), "utterances": len(utterances),
                        "hours": round(utterances.seconds.sum() / 3600, 4), "left_out": index.left_out}
         atomic_write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
@@ -78,12 +89,12 @@ def _write_shard(path: Path, utterances: list[Utterance], audio_format: str) -> 
         with tarfile.open(part, "w") as tar:
             for number, one in enumerate(utterances):
                 suffix, content = _sound(one, audio_format)
-                key = one.id if one.id.replace("-", "").replace("_", "").isalnum() else f"{number:06d}"
-                _add(tar, f"{key}{suffix}", content)
+                _add(tar, f"{number:06d}{suffix}", content)  # an id need not be a name, nor differ from such a number
                 row = {"id": one.id, "text": one.text, "speaker": one.speaker}
-                _add(tar, f"{key}.json", json.dumps(row).encode())
+                _add(tar, f"{number:06d}.json", json.dumps(row).encode())
         part.replace(path)
-    read_index(path)
+    if (count := len(read_index(path)["utterances"])) != len(utterances):
+        raise DataError(f"{path}: {count} of {len(utterances)} utterances can be read back: delete it and build again")
 
 
 def _sound(utterance: Utterance, audio_format: str) -> tuple[str, bytes]:
@@ -104,8 +115,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the shards that the flags name, and prints what they hold."""
-    parser = argparse.ArgumentParser(prog="python -m data.shard", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="python -m data.shard", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="split, as for --train_sets")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="folder of the corpora (default: data)")

@@ -233,6 +233,22 @@ def test_other_headers_that_state_a_size(tmp_path, speech, kind, mark, at, order
     assert torch.equal(load_audio(path)[: len(whole)], whole)
 
 
+@pytest.mark.parametrize("stated", [2**64 - 1, 2**63 + 5, 2**63 - 100, 2**40])
+def test_a_chunk_that_states_more_than_a_file_can_have(tmp_path, speech, stated):
+    """In a Wave64, whose sizes have 64 bits, as a file or in a tar."""
+    soundfile.write(tmp_path / "a.w64", speech.numpy(), SAMPLE_RATE, format="W64", subtype="PCM_16")
+    content = (tmp_path / "a.w64").read_bytes()
+    assert content[40:44] == b"fmt "
+    damaged = content[:56] + struct.pack("<Q", stated) + content[64:]
+    for path in (tmp_path / "a.w64", tmp_path / "a.tar"):
+        path.write_bytes(damaged)
+        name = path if path.suffix == ".w64" else f"{path}:0+{len(damaged)}"
+        for read in (load_audio, probe_seconds):
+            with pytest.raises(AudioError) as error:
+                read(name)
+            assert_one_line(error, name)
+
+
 def test_samples_far_beyond_full_scale_are_refused(tmp_path, speech):
     """Integers that were made floats, or one damaged sample, of which a network would hear nothing right."""
     path, damaged = tmp_path / "a.wav", speech.clone()

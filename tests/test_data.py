@@ -482,7 +482,8 @@ def test_a_batch_of_bad_files_is_an_error(corpus, workers):
         overwritten(path)
     error = error_of(data.train_dataloader())
     assert isinstance(error, DataError)
-    assert re.fullmatch(r"none of the \d files of a batch can be read: .*\.opus", str(error))
+    assert re.fullmatch(r"none of the \d files of a batch can be read: .*\.opus; mend them, or take them out of the "
+                        "corpus, or give a larger --batch_size or --batch_seconds", str(error))
 
 
 # -- batches ---------------------------------------------------------------------------------------
@@ -699,6 +700,7 @@ def test_preparing_reports_every_split_once(corpus, capsys):
 
 @pytest.mark.parametrize("use", [LibriSpeechDataModule.prepare_data, LibriSpeechDataModule.train_dataloader])
 def test_a_missing_split_names_the_flag(corpus, use):
-    with pytest.raises(DataError, match=f"'trian' under {corpus}: --data_root") as error:
+    reason = f"'trian' under {corpus}: --data_root or the working directory .* tar shards"
+    with pytest.raises(DataError, match=reason) as error:
         use(data_module(corpus, train_sets=["trian"]))
     assert "\n" not in str(error.value)

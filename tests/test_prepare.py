@@ -96,7 +96,7 @@ def call_source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def number_source(tmp_path_factory):
-    names = ["R_a", "R_b", sorted(read_digits.HEARD_OTHERWISE)[0], "R_absent"]
+    names = ["R_a", "R_b", sorted(read_digits.MISREAD)[0], "R_absent"]
     files = {f"audio_data/Numbers/{name}.wav": tone(0.5, 44_100, 300, channels=2) for name in names[:3]}
     numbers = zip(names, (907, "61-2", 5, 6), strict=True)
     rows = [f"{name},audio_data/{kind}/{name}.wav,{number}"
@@ -254,6 +254,15 @@ def test_opus_needs_ffmpeg(made_up, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="--audio_format opus needs ffmpeg: apt install ffmpeg"):
         command.prepare("kathleen", source=made_up["kathleen"][0], output=tmp_path / "none", audio_format="opus")
+
+
+def test_a_download_folder_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folders = []
+    monkeypatch.setattr(command, "read_files", lambda source, path, folder: folders.append(folder) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command.prepare("kathleen", output=tmp_path / "kathleen", download_dir=Path("~/archives"))
+    assert folders == [tmp_path / "archives"]
 
 
 def test_a_wrong_source_is_one_line(tmp_path):

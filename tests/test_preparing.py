@@ -244,5 +244,5 @@ def test_a_build_that_ends_is_no_build_to_go_on_with(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", "[" * 100_000])
 def test_a_damaged_description_is_named(tmp_path, content):
     (tmp_path / "corpus.json").write_text(content)
-    with pytest.raises(DataError, match="was built with other settings: delete it or choose another --output"):
+    with pytest.raises(DataError, match=f"^{tmp_path}/corpus.json is damaged: delete {tmp_path} or choose another"):
         read_description(tmp_path, {})

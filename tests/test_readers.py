@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import SPEECH
+from conftest import CORPUS, SPEECH
 from test_data import ALL, ID, audio_of, corpus, data_module, edit_line, ids, index_of, order, row, write_manifest
 from training_runs import arguments, checkpoint
 
 import train
-from data import convert, readers
+from data import convert, readers, shard
 from data import index as index_module
 from data.dataset import SpeechDataset
 from data.index import DataError
@@ -76,6 +76,35 @@ def test_no_name_is_no_split(corpus):
     """As of a variable that is not set: it would mean all that is under the root, test sets among it."""
     with pytest.raises(DataError, match="no split ''"):
         data_module(corpus).index("")
+
+
+@pytest.mark.parametrize("name", [".", "..", "{root}", "LibriSpeech", "LibriSpeech/test/.."])
+def test_a_folder_around_all_splits_is_no_split(corpus, name):
+    """It would train on test sets; so would the folder of LibriSpeech's archives."""
+    if "LibriSpeech" in name:
+        (corpus / "LibriSpeech").mkdir()
+        for split in ("train", "test"):
+            (corpus / split).rename(corpus / "LibriSpeech" / split)
+    name = name.format(root=corpus)
+    with pytest.raises(DataError) as error:
+        data_module(corpus, train_sets=[name]).prepare_data()
+    assert str(error.value) == (f"{name}: all that is under --data_root {corpus}, test sets among it: name a folder of "
+                                "one split")
+
+
+def test_names_are_of_the_root_or_else_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    """Of whatever layout; the root comes first."""
+    for folder in ("root", "."):
+        shutil.copytree(CORPUS / "dev", tmp_path / folder / "mine")
+        (tmp_path / folder / "x.jsonl").write_text(json.dumps(row(next(tmp_path.rglob("*.opus")), folder)) + "\n")
+        write_lines(tmp_path / folder / "x.tsv", "path\tsentence", f"a.mp3\t{folder}")
+        (tmp_path / folder / "clips").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.jsonl", "x.tsv"):
+        assert [entry.text for entry in readers.list_split(Path("root"), name)[0]] == ["root"]
+    assert all("root/mine/" in entry.audio for entry in readers.list_split(Path("root"), "mine")[0])
+    convert.main(["root/mine", "--output", "mine.jsonl"])
+    assert capsys.readouterr().out == "mine.jsonl: 5 utterances\n"
 
 
 def test_names_in_capitals(corpus):
@@ -149,8 +178,8 @@ def test_a_folder_that_is_no_split_says_what_it_holds(tmp_path, names, holds):
         (tmp_path / "train" / "deeper" / name).touch()
     with pytest.raises(DataError) as error:
         data_module(tmp_path).index("train")
-    assert str(error.value) == (f"{tmp_path}/train: no *.trans.txt, wav.scp or metadata.csv in this folder, which "
-                                f"holds {holds}; other corpora can be listed in a JSON-lines manifest")
+    assert str(error.value) == (f"{tmp_path}/train: no *.trans.txt, wav.scp, metadata.csv or *.tar in this folder, "
+                                f"which holds {holds}; other corpora can be listed in a JSON-lines manifest")
 
 
 def test_names_that_are_no_utf_8(corpus):
@@ -217,7 +246,17 @@ def test_a_part_that_is_not_in_its_file_is_left_out(corpus, part):
     assert index.left_out == {"with bad audio: a part that is not in it": [str(path)]}
 
 
-@pytest.mark.parametrize("value", ["1.5", -1, True, [1], float("inf"), float("nan")], ids=repr)
+def test_a_part_that_may_round_to_no_samples_is_left_out(corpus):
+    path, _ = joined(corpus)
+    manifest_path = write_manifest(corpus / "x.jsonl", row(path, offset=2.99999), row(path, offset=1, duration=0.00001),
+                                   row(path, id="good", offset=2.98))
+    index = data_module(corpus).index(str(manifest_path))
+    assert [u.id for u in index.utterances] == ["good"]
+    assert index.left_out == {"with bad audio: a part of less than 0.01 s": [str(path)] * 2}
+
+
+@pytest.mark.parametrize("value", ["1.5", -1, True, [1], float("inf"), float("nan"), pytest.param(10**309, id="long")],
+                         ids=repr)
 @pytest.mark.parametrize("key", ["offset", "duration"])
 def test_a_part_that_is_no_number_of_seconds(corpus, key, value):
     manifest_path = write_manifest(corpus / "x.jsonl", row(audio_of(corpus), **{key: value}), row(audio_of(corpus)))
@@ -451,7 +490,7 @@ def test_faults_in_a_table_of_the_first_common_voice(tmp_path):
 
 
 def test_faults_in_a_table_of_an_audiofolder(tmp_path):
-    """A text over two lines, a row that is cut off, a quotation mark that never ends."""
+    """A text over two lines, a row that is cut off, a quotation mark that never ends in a field too long, or ever."""
     name = audiofolder(tmp_path)
     table, clip = tmp_path / name / "metadata.csv", f"clips/{SPEECH[0].name}"
     with open(table, "a") as file:
@@ -460,8 +499,17 @@ def test_faults_in_a_table_of_an_audiofolder(tmp_path):
     assert [u.id for u in index.utterances] == [f"clips/{path.name}" for path in SPEECH[:4]]
     assert index.left_out == {
         "with a bad line in the table": [
-            "line 8: not 3 columns", "line 8: field larger than field limit (131072)", "line 11: not 3 columns"],
-        "with bad audio: no such file": [f"{tmp_path}/{name}/clips/a.wav"]}
+            "lines 6 to 7: a line end within a field: end its quotation mark", "line 8: not 3 columns",
+            "lines 9 to 10: field larger than field limit (131072)", "line 11: not 3 columns"]}
+    table.write_text(f'file_name,transcription\n{clip},so\nb.wav,"no end\n' + f"{clip},so\n" * 100)
+    assert data_module(tmp_path).index(name).left_out == {
+        "with a bad line in the table": ["lines 3 to 103: a line end within a field: end its quotation mark"]}
+    for rest, reason in ((f"{clip},so\n", "it goes on in the next one"),
+                         ("x" * 200_000, "field larger than field limit (131072)")):
+        table.write_text(f'file_name,"transcription\n{rest}')
+        with pytest.raises(DataError) as error:
+            data_module(tmp_path).index(name)
+        assert str(error.value) == f"{table}: its first line cannot be read ({reason}): end its quotation mark"
     for header, reason in {"path,text": "no column file_name in its first line, which has path, text",
                            "": "no column file_name in its first line, which has "}.items():
         table.write_text(f"{header}\n")
@@ -487,7 +535,7 @@ def test_cuts_of_lhotse_that_are_no_plain_utterance(corpus):
     rows = [lhotse_cut(path, start=1.25, duration=1.0), lhotse_cut(path, supervisions=[]), changed(sources=stereo),
             changed(sources=[{"type": "command", "channels": [0], "source": "sox"}]), {"id": "p", "type": "PaddingCut"},
             changed(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), {**lhotse_cut(path), "recording": None},
-            {"id": "m", "type": "MixedCut", "tracks": []}, {"type": "MonoCut", "id": "broken"},
+            {"id": "m", "type": "MixedCut", "tracks": []}, lhotse_cut(path, start=10**309),
             lhotse_cut(path, "", supervisions=[{"id": "s", "start": 0.0, "duration": 1.0}]),
             lhotse_cut(path, start=0.1, supervisions=[{"id": "r", "text": "so", "start": -0.1, "duration": 1.0}]),
             {**changed(transforms=[{"name": "Resample", "kwargs": {}}]),
@@ -564,3 +612,11 @@ def test_what_cannot_be_written_as_a_manifest(corpus, monkeypatch, capsys, name,
         convert.main([name, "--data_root", ".", "--output", output])
     error, = capsys.readouterr().err.splitlines()
     assert error.startswith(f"python -m data.convert: error: {reason}")
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    for program in (convert, shard):
+        with pytest.raises(SystemExit, match="2"):
+            program.main(["train", "--out", "x"])
+        error, = capsys.readouterr().err.splitlines()
+        assert error == f"python -m {program.__name__}: error: the following arguments are required: --output"

@@ -2,13 +2,15 @@
 
 import io
 import json
+import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CORPUS, SPEECH
-from test_data import ALL, corpus, data_module, ids
+from test_data import ALL, corpus, data_module, ids, row, write_manifest
 from test_readers import kaldi
 from test_resume import kill_within
 from training_runs import arguments, assert_same_end, checkpoint, run
@@ -46,6 +48,21 @@ def test_shards_hold_the_same_utterances(tmp_path, capsys):
     assert facts[0] == facts[1]
     expected, found = waveforms(plain), waveforms(sharded)
     assert all(torch.equal(expected[name], found[name]) for name in ALL)
+
+
+def test_ids_that_are_numbers_or_no_names_are_all_kept(corpus, monkeypatch):
+    """Also those that are the number of another utterance; a shard that lacks one is refused."""
+    names = ["clip.0", "000001", "clip/2", "000003", "000000", "clip.5"]
+    rows = [row(path, "so", id=name) for path, name in zip(sorted((corpus / "train").rglob("*.opus")), names,
+                                                          strict=False)]
+    write_manifest(corpus / "x.jsonl", *rows)
+    options = {"data_root": corpus, "cache_dir": corpus / "cache"}
+    for seed in range(3):
+        shard.build_shards("x.jsonl", corpus / f"shards{seed}", seed=seed, **options)
+        assert ids(data_module(corpus).index(f"shards{seed}").utterances) == {*names}
+    monkeypatch.setattr(shard, "read_index", lambda path: {"utterances": []})
+    with pytest.raises(DataError, match=r"shard-000000.tar: 0 of 6 utterances can be read back: delete it and build"):
+        shard.build_shards("x.jsonl", corpus / "lost", **options)
 
 
 def test_parts_of_files_become_files(tmp_path):
@@ -118,6 +135,40 @@ def test_tars_of_other_programs(tmp_path):
         data_module(tmp_path).index("web")
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("1.txt", b"caf\xe9"), ("1.json", b"[1]"), ("1.json", b'{"text": "so'), ("1.json", b"[" * 100_000),
+    ("1.json", b'{"text": "so", "id": "\\udce9"}')], ids=["encoding", "list", "cut off", "deep", "half a character"])
+def test_a_bad_transcript_in_a_tar_is_left_out_alone(tmp_path, name, content):
+    (tmp_path / "web").mkdir()
+    sound = SPEECH[0].read_bytes()
+    write_tar(tmp_path / "web/a.tar", **{"1.opus": sound, name: content, "2.opus": sound, "2.txt": b"so it is"})
+    index = data_module(tmp_path).index("web")
+    assert ids(index.utterances) == {"2"}
+    (kind, rows), = index.left_out.items()
+    assert kind == "with a bad transcript" and len(rows) == 1 and rows[0].startswith(f"a.tar: {name} (")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null", '{"state": 5}', "[" * 100_000],
+                         ids=["list", "cut off", "null", "state", "deep"])
+def test_a_damaged_index_of_a_tar_is_made_anew(tmp_path, content):
+    write_tar(tmp_path / "a.tar", **{"1.opus": SPEECH[0].read_bytes(), "1.txt": b"so it is"})
+    expected = read_index(tmp_path / "a.tar")
+    (tmp_path / "a.index.json").write_text(content)
+    assert read_index(tmp_path / "a.tar") == expected == json.loads((tmp_path / "a.index.json").read_text())
+
+
+def test_names_in_a_tar_that_are_no_utf_8(tmp_path):
+    """Nothing that writes the ids as UTF-8 fails: the state of an epoch, and reports."""
+    (tmp_path / "web").mkdir()
+    sound, odd = SPEECH[0].read_bytes(), os.fsdecode(b"caf\xe9")
+    write_tar(tmp_path / "web/a.tar", **{f"{odd}.opus": sound, f"{odd}.txt": b"so it is", "\u3000.opus": sound,
+                                         "\u3000.txt": b"now"})
+    data = data_module(tmp_path, train_sets=["web"])
+    assert ids(data.index("web", training=True).utterances) == {"caf\\udce9", "\u3000"}
+    data.train_dataloader()
+    assert data.state_dict()
+
+
 def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """With the shards that it lacks; one that was being written is written anew."""
     options = {"data_root": CORPUS, "shard_size": 4, "cache_dir": tmp_path / "cache", "num_workers": 1}
@@ -132,6 +183,22 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "stopped").iterdir()} == names
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_an_error_ends_a_build_before_all_other_shards_are_written(tmp_path, monkeypatch):
+    """As does Ctrl-C."""
+    for error, begun in ((OSError, []), (KeyboardInterrupt, [])):
+
+        def write(path, utterances, audio_format, error=error, begun=begun):
+            begun.append(path)
+            time.sleep(0.05)
+            raise error
+
+        monkeypatch.setattr(shard, "_write_shard", write)
+        with pytest.raises(error):
+            shard.build_shards("train", tmp_path / "shards", data_root=CORPUS, shard_size=1, num_workers=1,
+                               cache_dir=tmp_path / "cache")
+        assert len(begun) < 10
 
 
 def test_members_of_tars_are_read_as_files_and_listed_in_manifests(tmp_path, monkeypatch):

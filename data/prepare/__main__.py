@@ -44,7 +44,7 @@ def prepare(corpus: str, *, source: Path | None = None, output: Path | None = No
     settings = {"recipe": RECIPE, "corpus": corpus, "audio_format": audio_format}
     if description := read_description(output, settings):
         return description
-    files = read_files(recipe.SOURCE, source and Path(source).expanduser(), Path(download_dir))
+    files = read_files(recipe.SOURCE, source and Path(source).expanduser(), Path(download_dir).expanduser())
     with new_corpus(output, settings) as folder:
         progress = tqdm(recipe.utterances(files), desc=f"preparing {corpus}", unit=" utterances", disable=None)
         return write_corpus(progress, folder, settings, recipe.BITRATE)

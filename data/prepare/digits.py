@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from data.prepare.source import Source
-from data.prepare.writing import Utterance
+from data.prepare.writing import RawUtterance
 
 SOURCE = Source(
     name="free-spoken-digit-dataset",
@@ -32,7 +32,7 @@ NOISE = 3e-4  # of full scale, standard deviation
 SEED = 7
 
 
-def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
+def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[RawUtterance]:
     """Yields the utterances of all splits; the strings are drawn from a fixed seed."""
     recordings = dict(files)  # 25 MB
     strings, noise = random.Random(SEED), np.random.default_rng(SEED)
@@ -44,7 +44,7 @@ def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
                                 strings, noise)  # drawn for the speaker who is left out as well
                     if name != LEFT_OUT:
                         text = " ".join(WORDS[digit] for digit, _ in digits)
-                        yield Utterance(split, f"{FIRST_SPEAKER + place}-{chapter}-{number:04d}", text, wav)
+                        yield RawUtterance(split, f"{FIRST_SPEAKER + place}-{chapter}-{number:04d}", text, wav)
 
 
 def _draw_strings(takes: range, strings: random.Random) -> Iterator[list[tuple[int, int]]]:

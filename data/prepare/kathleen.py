@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from data.prepare.source import Source, group_by_stem
-from data.prepare.writing import Utterance
+from data.prepare.writing import RawUtterance
 
 COMMIT = "c51cb971036a127359b43c621f26ca5081eab13e"
 SOURCE = Source(
@@ -25,7 +25,7 @@ PROMPTS_PER_CHAPTER = 100
 SHARES = {"train": 78, "dev": 85, "test": 93}  # per cent of the prompts, from the split before up to this one
 
 
-def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
+def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[RawUtterance]:
     """Yields the utterances of all splits. A file is named PROMPT_TIME; a prompt may have been read several times."""
     by_prompt = itertools.groupby(group_by_stem(files), key=lambda reading: reading[0].rpartition("_")[0])
     for number, (prompt, readings) in enumerate(by_prompt):
@@ -34,7 +34,7 @@ def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
             if split:
                 chapter = 1 + number // PROMPTS_PER_CHAPTER
                 text = normalize_prompt(reading[".txt"].decode())
-                yield Utterance(split, f"{SPEAKER}-{chapter}-{number:04d}{take}", text, reading[".wav"])
+                yield RawUtterance(split, f"{SPEAKER}-{chapter}-{number:04d}{take}", text, reading[".wav"])
 
 
 def normalize_prompt(text: str) -> str:

@@ -1,7 +1,7 @@
 """read-digits: numbers of up to ten digits, read digit by digit by 57 people, most of them from India.
 
 The recordings are the numbers of an alphanumeric audio dataset (MIT, https://github.com/Sakshee5), made with
-telephones and laptops. Those of which a recogniser heard other digits than were to be read are left out. All are for
+telephones and laptops. Those for which a recogniser gives other digits than the prompt's are left out. All are for
 training: they hold none of the voices of `digits`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from data.prepare.digits import WORDS
 from data.prepare.source import Source
-from data.prepare.writing import Utterance
+from data.prepare.writing import RawUtterance
 
 SOURCE = Source(
     name="alphanumeric-audio-dataset",
@@ -22,19 +22,19 @@ SOURCE = Source(
 )
 BITRATE = "24k"  # of Opus
 FIRST_SPEAKER = 730_000
-HEARD_OTHERWISE = frozenset("""
+MISREAD = frozenset("""
     R_14L9qNxUlipFmsF R_1bhWwiBjHlA1GcF R_34Kh357EGklz2X7 R_3f5pnhlvLlxkfu1 R_3gToFAf4MoM9dl8
     R_4JsyJD7ticKbRiZ R_4M4K1OEOS6Dy9xr R_4QJpbtn4T8z4ixS R_4gezxpDDRaPXKIs R_4s7PwXExwuw1cZa
     R_4shv1y28wS6SaPv R_4ssmicMjtQagK7v R_5jebEVEgcwRTOcO
-""".split())  # a recogniser heard other digits in these than were to be read
+""".split())  # a recogniser gives other digits for these than the prompt's
 
 
-def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
+def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[RawUtterance]:
     """Yields one number of each speaker."""
     recordings = dict(files)  # 20 MB
     rows = csv.DictReader(io.StringIO(recordings["metadata.csv"].decode()))
     numbers = {row["Response_ID"]: row["Number"] for row in rows}
     for place, (name, number) in enumerate(sorted(numbers.items())):
-        if name not in HEARD_OTHERWISE and (recording := recordings.get(f"{name}.wav")):
+        if name not in MISREAD and (recording := recordings.get(f"{name}.wav")):
             text = " ".join(WORDS[int(digit)] for digit in number if digit.isdecimal())
-            yield Utterance("train", f"{FIRST_SPEAKER + place}-1-0000", text, recording)
+            yield RawUtterance("train", f"{FIRST_SPEAKER + place}-1-0000", text, recording)

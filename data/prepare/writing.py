@@ -15,7 +15,7 @@ from utils.audio import SAMPLE_RATE, from_samples
 FORMATS = ("flac", "opus")
 
 
-class Utterance(NamedTuple):
+class RawUtterance(NamedTuple):
     """One utterance of a corpus that is being made."""
 
     split: str
@@ -24,7 +24,7 @@ class Utterance(NamedTuple):
     wav: bytes  # a WAV file of any rate and channel count
 
 
-def write_corpus(utterances: Iterable[Utterance], folder: Path, settings: dict, bitrate: str) -> dict:
+def write_corpus(utterances: Iterable[RawUtterance], folder: Path, settings: dict, bitrate: str) -> dict:
     """Writes sound files, transcripts and the description of a corpus into `folder`; returns the description.
 
     A sound file that an earlier, interrupted run has written is kept. Raises DataError and OSError.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import soundfile
 
 from data.prepare.source import Source
-from data.prepare.writing import Utterance
+from data.prepare.writing import RawUtterance
 
 SOURCE = Source(
     name="wuw-corpus-ii",
@@ -32,14 +32,14 @@ NOISES = re.compile(r"[\[{][^\]}]*[\]}]|<[^>]*>")  # [static], {breath}, and suc
 UNSURE = re.compile(r"\(\(|[*+~=\d]|-(\s|$)|(^|\s)-")  # what the transcriber guessed, coined or cut-off words, figures
 
 
-def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[Utterance]:
+def utterances(files: Iterator[tuple[str, bytes]]) -> Iterator[RawUtterance]:
     """Yields the sentences of all calls."""
     recordings = dict(files)  # 110 MB
     for number, entry in enumerate(json.loads(recordings["data.json"])["entries"]):
         recording, text = recordings.get(entry["fileName"], b""), normalize_transcription(entry["transcription"])
         if entry["utteranceNumber"] != NAMES and text and len(recording) >= SHORTEST:
             speaker = FIRST_SPEAKER + int(entry["sessionNumber"])
-            yield Utterance("train", f"{speaker}-1-{number:04d}", text, to_wav(recording))
+            yield RawUtterance("train", f"{speaker}-1-{number:04d}", text, to_wav(recording))
 
 
 def normalize_transcription(text: str) -> str:

@@ -29,9 +29,10 @@ def list_split(root: Path, name: str) -> tuple[Iterable[Entry], dict[str, list[s
     for reader in READERS if name else ():  # no name would mean all that is there, test sets among it
         if path := reader.find_split(root, name):
             return reader.list_entries(path)
-    raise DataError(f"no split {name!r} under {root}: --data_root must hold a folder of that name in the layout of "
-                    "LibriSpeech, Kaldi or audiofolder; a manifest ends in .json or .jsonl, a table of Common Voice in "
-                    f".tsv or .csv; subsets that can be downloaded are {', '.join(SHA256)}")
+    raise DataError(f"no split {name!r} under {root}: --data_root or the working directory must hold a folder of that "
+                    "name in the layout of LibriSpeech, Kaldi or audiofolder, or with tar shards; a manifest ends in "
+                    ".json or .jsonl, a table of Common Voice in .tsv or .csv; subsets that can be downloaded are "
+                    f"{', '.join(SHA256)}")
 
 
 def download_missing(root: Path, names: Iterable[str], *, url: str) -> None:

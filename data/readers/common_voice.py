@@ -23,8 +23,8 @@ KIND = "a table of Common Voice"
 
 
 def find_split(root: Path, name: str) -> Path | None:
-    """Returns a table with clips next to it, as it is given or under `root`; None for anything else."""
-    tables = (Path(name), root / name) if name.endswith((".tsv", ".csv")) else ()
+    """Returns a table with clips next to it, under `root` or as it is given; None for anything else."""
+    tables = (root / name, Path(name)) if name.endswith((".tsv", ".csv")) else ()
     return next((table for table in tables if table.is_file() and _has_clips(table)), None)
 
 

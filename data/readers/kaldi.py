@@ -20,7 +20,7 @@ ARCHIVED = re.compile(r":[0-9]+$")  # a byte in an archive, after its path
 
 
 def find_split(root: Path, name: str) -> Path | None:
-    """Returns the folder with a wav.scp, as it is given or under `root`; None where there is none."""
+    """Returns the folder with a wav.scp, under `root` or as it is given; None where there is none."""
     return next((folder for folder in (root / name, Path(name)) if (folder / "wav.scp").is_file()), None)
 
 

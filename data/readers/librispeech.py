@@ -19,8 +19,15 @@ TRANSCRIPT = ".trans.txt"
 
 
 def find_split(root: Path, name: str) -> Path | None:
-    """Returns the folder of a split under `root`, where LibriSpeech's archives unpack it or directly."""
-    return next((path for path in (root / "LibriSpeech" / name, root / name) if path.is_dir()), None)
+    """Returns the folder of a split: under `root` where LibriSpeech's archives unpack it, directly there, or as given.
+
+    Returns None where there is none. Raises DataError for a folder that all splits are in.
+    """
+    splits = root / "LibriSpeech"
+    folder = next((path for path in (splits / name, root / name, Path(name)) if path.is_dir()), None)
+    if folder and splits.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{name}: all that is under --data_root {root}, test sets among it: name a folder of one split")
+    return folder
 
 
 def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
@@ -36,8 +43,8 @@ def list_entries(folder: Path) -> tuple[list[Entry], dict[str, list[str]]]:
             faults["of links to nothing"] += [str(parent / name) for name in lost]
         entries += _read_folder(parent, [name for name in names if name not in lost], faults)
     if not entries and not faults:
-        raise DataError(f"{folder}: no *{TRANSCRIPT}, wav.scp or metadata.csv in this folder, which holds "
-                        f"{describe_kinds(files)}; other corpora can be listed in a JSON-lines manifest")
+        raise DataError(f"{folder}: no *{TRANSCRIPT}, wav.scp, metadata.csv or *.tar in this folder, which "
+                        f"holds {describe_kinds(files)}; other corpora can be listed in a JSON-lines manifest")
     return entries, dict(faults)
 
 

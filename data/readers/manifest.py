@@ -3,8 +3,9 @@
     {"audio": "clips/a.wav", "text": "hello there", "speaker": "anna"}
     {"audio": "clips/long.wav", "text": "good morning", "offset": 12.5, "duration": 3.2}
 
-`audio` is relative to the manifest's own folder; `speaker` and `id` are optional. `offset` and `duration`, in
-seconds, make the utterance a part of its file; a duration beyond the end of a whole file is not believed.
+`audio` is relative to the manifest's own folder, or else to the working directory; `speaker` and `id` are optional.
+`offset` and `duration`, in seconds, make the utterance a part of its file; a duration beyond the end of a whole file is
+not believed.
 NeMo's manifests (`audio_filepath`) and Lhotse's cuts (`cuts.jsonl.gz`, of one supervision each) are read as well.
 
 Corpora live anywhere, so `audio` may be an absolute path, lead out of the folder by `..`, or be a link: a
@@ -24,11 +25,11 @@ OTHERS = (".csv", ".tsv", ".manifest", ".txt", ".gz")  # which users give in pla
 
 
 def find_split(root: Path, name: str) -> Path | None:
-    """Returns the path of a manifest, as it is given or under `root`; None for what is named otherwise.
+    """Returns the path of a manifest, under `root` or as it is given; None for what is named otherwise.
 
     Raises DataError for tables of another kind.
     """
-    path = Path(name) if Path(name).is_file() else root / name
+    path = next((path for path in (root / name, Path(name)) if path.is_file()), root / name)
     if name.lower().endswith(SUFFIXES):
         return path
     if name.lower().endswith(OTHERS) and path.is_file():

@@ -3,7 +3,7 @@
     FOLDER/shard-000000.tar          KEY.flac and KEY.json ({"text": ..., "speaker": ..., "id": ...}) or KEY.txt
     FOLDER/shard-000000.index.json   where each utterance lies in it, its text and its duration
 
-Reading an utterance is one seek. An index that is missing, or is of another tar, is made anew.
+Reading an utterance is one seek. An index that is missing or damaged, or is of another tar, is made anew.
 """
 
 import json
@@ -29,7 +29,7 @@ MARK = 4096  # bytes at the beginning of a tar, which tell it from another
 
 
 def find_split(root: Path, name: str) -> Path | None:
-    """Returns the folder with tar files, as it is given or under `root`; None where there is none."""
+    """Returns the folder with tar files, under `root` or as it is given; None where there is none."""
     return next((folder for folder in (root / name, Path(name)) if any(folder.glob("*.tar"))), None)
 
 
@@ -49,15 +49,15 @@ def _read(folder: Path, faults: dict[str, list[str]]) -> Iterator[Entry]:
         for kind, rows in index["left_out"].items():
             faults[kind] += rows
         for key, text, speaker, begin, size, seconds in index["utterances"]:
-            yield Entry(key, str(Member(str(tar), begin, size)), text, speaker, found=seconds)
+            name = key.encode("utf-8", "backslashreplace").decode()  # names in a tar need not be UTF-8; reports are
+            yield Entry(name, str(Member(str(tar), begin, size)), text, speaker, probed=seconds)
 
 
 def read_index(tar: Path) -> dict:
     """Returns the index of a shard, which is made and kept next to it where there is none. Raises DataError."""
     path = tar.with_suffix(INDEX)
     try:
-        state = state_of(tar)
-        index = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        state, index = state_of(tar), _read_kept(path)
         if index.get("state") == state:
             return index
         index = {"state": state, **_scan(tar)}
@@ -70,6 +70,15 @@ def read_index(tar: Path) -> dict:
     return index
 
 
+def _read_kept(path: Path) -> dict:
+    """Returns the index that is kept in a file; an empty one where it is absent or damaged."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
 def state_of(tar: Path) -> list[int]:
     """Returns what changes with a tar: the version of the checks, its size, a sum of its beginning."""
     with open(tar, "rb") as file:
@@ -78,7 +87,7 @@ def state_of(tar: Path) -> list[int]:
 
 def _scan(tar: Path) -> dict:
     """Returns the utterances in a tar and the faults by kind. Raises TarError, OSError and ValueError."""
-    sounds, texts = {}, {}
+    sounds, texts, bad = {}, {}, {}
     with tarfile.open(tar, "r:") as archive:
         for member in iter(archive.next, None):
             archive.members.clear()  # which it keeps to find links by
@@ -89,14 +98,18 @@ def _scan(tar: Path) -> dict:
             if name.lower().endswith(EXTENSIONS):
                 sounds[key] = Member(str(tar), member.offset_data, member.size)
             elif name.endswith((".txt", ".json")) and member.size <= LONGEST_LINE:
-                texts[key] = _parse(key, name, archive.extractfile(member).read())
+                try:
+                    texts[key] = _parse(key, name, archive.extractfile(member).read())
+                except (ValueError, RecursionError) as error:
+                    bad[key] = f"{tar.name}: {member.name} ({printable(error, 200)})"
     paired = [key for key in sounds if key in texts]
     with ThreadPoolExecutor() as pool:
         durations = pool.map(probe, [str(sounds[key]) for key in paired], chunksize=16)
         rows = [[*texts[key], sounds[key].begin, sounds[key].size, seconds]
                 for key, seconds in zip(paired, durations, strict=True)]
     return {"utterances": rows, "left_out": {
-        "without a transcript": [f"{tar.name}: {key}" for key in sounds if key not in texts],
+        "with a bad transcript": list(bad.values()),
+        "without a transcript": [f"{tar.name}: {key}" for key in sounds if key not in texts and key not in bad],
         "without audio": [f"{tar.name}: {key}" for key in texts if key not in sounds]}}
 
 
@@ -107,5 +120,7 @@ def _parse(key: str, name: str, content: bytes) -> tuple[str, str, str]:
     row = json.loads(content)
     text = next((row[one] for one in TEXTS if isinstance(row.get(one), str)), "") if isinstance(row, dict) else None
     if text is None:
-        raise ValueError(f"{name}: not a JSON object")
-    return str(row.get("id") or key), text, str(row.get("speaker") or "")
+        raise ValueError("not a JSON object")
+    identity, speaker = (str(row.get(one) or "") for one in ("id", "speaker"))
+    f"{identity}{text}{speaker}".encode()  # JSON can state halves of characters, which nothing can write again
+    return identity or key, text, speaker

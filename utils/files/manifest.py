@@ -57,7 +57,10 @@ def _seconds(row: dict, key: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ValueError(f"{key!r} is no number of seconds")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError(f"{key!r} is no number of seconds") from None
 
 
 def _from_audiofolder(row: dict) -> dict:
@@ -87,5 +90,5 @@ def _from_cut(cut: dict) -> dict:
         begin = round(cut["start"] + supervision["start"], 9)  # a sum of two roundings, which may fall below 0
         return {"audio": sources[0]["source"], "text": supervision.get("text"), "id": supervision["id"],
                 "speaker": supervision.get("speaker"), "offset": begin, "duration": supervision["duration"]}
-    except (KeyError, TypeError, AttributeError, IndexError):
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError):
         raise ValueError("not a Lhotse cut") from None

@@ -145,7 +145,7 @@ def _check_size(path, file: BinaryIO, size: int, content: bytes | None) -> _Stre
     """
     start = file.read(12)
     chunks = _CONTAINERS.get(start[:4], _WAV) if start[8:] in _FORMS else _WAV
-    samples, stated = _find_samples(file, start, chunks)
+    samples, stated = _find_samples(file, start, chunks, size)
     if not samples or stated == _STREAMED:
         return None
     if samples + stated > size:
@@ -163,7 +163,7 @@ def _check_size(path, file: BinaryIO, size: int, content: bytes | None) -> _Stre
     return None
 
 
-def _find_samples(file: BinaryIO, start: bytes, chunks: _Chunks) -> tuple[int, int]:
+def _find_samples(file: BinaryIO, start: bytes, chunks: _Chunks, file_size: int) -> tuple[int, int]:
     """Returns where the samples begin and how many bytes they are said to have, _STREAMED where that is unknown.
 
     Returns (0, 0) for other kinds of files. `start` are the first twelve bytes.
@@ -174,6 +174,8 @@ def _find_samples(file: BinaryIO, start: bytes, chunks: _Chunks) -> tuple[int, i
         return 0, 0
     at, large = chunks.first, None
     for _ in range(_MOST_CHUNKS):
+        if at >= file_size:  # as a chunk may state; no seek takes 64 bits
+            break
         name, begin, size = chunks.read(file, at)
         if name == chunks.samples:
             if large is not None and size == 0xFFFF_FFFF:
