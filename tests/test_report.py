@@ -250,6 +250,8 @@ def test_page_of_a_perfect_result():
     about = {"systems": [], "code": "", "date": "", "device": "", "data_root": "", "test_sets": ["test"], "limit": None}
     page = build_html(about=about, results=[perfect], notes=[], worst=[])
     assert "Every word was recognised" in page and "no deletions" in page and Page(page)
+    wrong = build_html(about=about, results=[result([("a b", "x y")])], notes=[], worst=[])
+    assert "Every word was recognised" not in wrong and "--worst 0" in wrong
 
 
 def test_page_in_a_browser(page, tmp_path):
