@@ -162,7 +162,7 @@ def test_ctrl_c_from_the_keyboard():
 
 
 PROGRAMS = ["train.py", "evaluate.py", "inference.py", "data.synthetic", "data.prepare", "utils.lm",
-            "utils.checkpoint", "utils.report.plots"]
+            "utils.checkpoint", "utils.report.curves"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
