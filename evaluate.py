@@ -178,8 +178,8 @@ def build_data(args: argparse.Namespace, network: Recognizer) -> "LibriSpeechDat
     data = LibriSpeechDataModule(options, network.tokenizer)
     data.prepare_data()
     for index in data.indexes() if args.limit else []:
-        step = max(1, len(index.utterances) // args.limit)
-        index.utterances = index.utterances[::step][: args.limit]
+        total, kept = len(index.utterances), min(args.limit, len(index.utterances))
+        index.utterances = index.utterances.take(i * total // kept for i in range(kept))
     return data
 
 

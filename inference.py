@@ -16,8 +16,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
 
 import argparse
+import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,14 +94,14 @@ def build_transcriber(args: argparse.Namespace) -> Transcriber:
 
 
 def transcribe(args: argparse.Namespace, transcriber: Transcriber, paths: list[str]) -> list[AudioError]:
-    """Transcribes recordings in order, with a progress bar on a terminal. Returns what could not be read."""
+    """Transcribes recordings in order, with a progress bar on a terminal. Returns what could not be done."""
     refused = []
 
     def refuse(error: AudioError) -> None:
         refused.append(error)
         report(error)
 
-    write = write_files if args.output_dir else print_transcripts
+    write = partial(write_files, refuse=refuse) if args.output_dir else print_transcripts
     total = sum(map(seconds_of, paths)) if sys.stderr.isatty() else None
     bar = tqdm(total=total, unit="s of audio", leave=False, disable=total is None)
     with readable_paths(paths, refuse) as names, bar:
@@ -123,15 +125,22 @@ def seconds_of(path: str) -> int:
         return 0
 
 
-def write_files(args: argparse.Namespace, transcripts: Iterator[Transcript], paths: list[str]) -> None:
-    """Writes a file per recording and format to `--output_dir`."""
+def write_files(args: argparse.Namespace, transcripts: Iterator[Transcript], paths: list[str],
+                refuse: Callable[[AudioError], None]) -> None:
+    """Writes a file per recording and format to `--output_dir`; calls `refuse` for a name that is too long."""
     writers = list(WRITERS.values()) if args.output_format == "all" else [WRITERS[args.output_format]]
     stems = output_stems(paths)
     for transcript in transcripts:
         stem = args.output_dir / stems[transcript.audio]
-        stem.parent.mkdir(parents=True, exist_ok=True)
         for writer in writers:
-            atomic_write(f"{stem}.{writer.extension}", f"{writer.header}{writer.format(transcript)}\n")
+            try:
+                stem.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(f"{stem}.{writer.extension}", f"{writer.header}{writer.format(transcript)}\n")
+            except OSError as error:  # any other, such as a full disk, concerns all recordings
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                refuse(AudioError(transcript.audio, f"no .{writer.extension} of it: the name would be too long; "
+                                                    "rename the recording"))
 
 
 def print_transcripts(args: argparse.Namespace, transcripts: Iterator[Transcript], paths: list[str]) -> None:

@@ -112,6 +112,10 @@ def find_vocabulary(args: argparse.Namespace, saved: dict) -> list[str] | None:
     options, size = TrainingDataOptions(**pick_arguments(TrainingDataOptions, args)), args.vocab_size or VOCAB_SIZE
     root = Path(options.data_root).expanduser()
     names = [name for name, _ in options.train_factors()]
+    missing = [name for name in names if not readers.is_there(root, name)]
+    if missing and args.print_model:  # which is to take seconds, not hours of download
+        raise UsageError(f"--print_model: the subwords of --tokenizer bpe are learnt from {', '.join(missing)}, which "
+                         f"is not under {root}: give --train_sets or --init_from that are there")
     readers.download_missing(root, names, url=options.librispeech_url)
     texts = readers.read_transcripts(root, names, normalizer=NORMALIZERS[options.text_normalizer])
     try:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from models import Recognizer
+from utils.process import find_device
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "tests" / "corpus"  # train, dev and test folders of real recordings
@@ -74,10 +75,10 @@ def pytest_addoption(parser) -> None:
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     """The device of the tests marked gpu."""
-    device = torch.device(request.config.getoption("--device"))
-    if device.type == "cuda" and not torch.cuda.is_available():
+    name = request.config.getoption("--device")
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    return device
+    return find_device(name)  # in float32 as evaluation has it, not in TF32
 
 
 @pytest.fixture(params=VARIANTS)

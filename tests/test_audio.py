@@ -341,6 +341,17 @@ def test_a_part_of_a_file(tmp_path, speech, kind):
     assert len(load_audio(path, part=(len(whole) / SAMPLE_RATE - 1, 5.0))) == 16_000, "to the end, and not beyond"
 
 
+def test_a_part_in_the_damaged_middle_of_a_flac_is_refused(tmp_path, speech):
+    path = write(tmp_path / "a.flac", speech.repeat(3))
+    content = path.read_bytes()
+    quarter = len(content) // 4
+    path.write_bytes(content[:quarter] + bytes(2 * quarter) + content[3 * quarter :])
+    assert len(load_audio(path, part=(0.5, 1.0))) == 16_000
+    with pytest.raises(AudioError, match="damaged: its sound at 9.0 s cannot be found") as error:
+        load_audio(path, part=(9.0, 1.0))
+    assert_one_line(error, path)
+
+
 @pytest.mark.parametrize("imbalance", [1.0, 0.9])
 def test_channels_of_opposite_phase_do_not_cancel_out(tmp_path, speech, imbalance):
     """As one wire that is connected the wrong way round makes them: their mean is silence, or nearly."""

@@ -106,6 +106,9 @@ def test_another_tokenizer_does_not_go_on(whole, tmp_path, flags, reason):
 @pytest.mark.parametrize(("flags", "reason"), [
     (["--tokenizer", "bpe", "--vocab_size", "54"], "--vocab_size 54 must be above 54"),
     (["--tokenizer", "bpe"], "--vocab_size 500 must be at most "),
+    (["--tokenizer", "bpe", "--vocab_size", "1000000"], "--vocab_size 1000000 must be at most "),
+    (["--tokenizer", "bpe", "--vocab_size", "4000000000"], "--vocab_size: 4000000000 must be at least 1 and at most "),
+    (["--tokenizer", "bpe", "--print_model", "--train_sets", "train-clean-100"], "learnt from train-clean-100, "),
     (["--vocab_size", "80"], "--vocab_size 80: goes with --tokenizer bpe"),
     (["--tokenizer", "bpe", "--alphabet", " ▁ab"], "alphabet must not hold ▁"),
     (["--tokenizer", "words"], "invalid choice: 'words'"),

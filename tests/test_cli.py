@@ -104,6 +104,7 @@ def test_a_file_of_flags_and_the_command_line_over_it(tmp_path):
     ("path: [a, b]", "path: takes one value, not a list"),
     ("path: {a: 1}", "path: {'a': 1} is not a value for it"),
     ('path: "\\0"', "path: holds a zero byte, which no flag can"),
+    ("size: 1\nrate: 2\n'size': 3", "not YAML: size is given twice, line 3 is the second"),
     ("size: &a 1\nrate: *a", "not YAML: *a: aliases are not read, write the value again"),
 ])
 def test_a_wrong_file_of_flags_names_the_file_and_the_key(tmp_path, content, message):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,18 @@ def test_beam_search_with_an_ngram_against_greedy(files, tmp_path, capsys):
     assert compared["wer_difference"] == pytest.approx(rates[1] - rates[0]) and 0 < compared["p_value"] <= 1
     assert report["results"][1]["oracle_wer"] <= rates[1]
     assert (tmp_path / "report" / "hyp-2.trn").is_file()
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 100])
+def test_a_limit_is_spread_over_the_split(files, tmp_path, capsys, limit):
+    ids = {}
+    for name, flags in (("all", []), ("some", ["--limit", limit])):
+        assert run(capsys, files, "--checkpoint", files["ctc"], "--report", tmp_path / name, *flags)[0] == 0
+        ids[name] = [row["id"] for row in rows_of(tmp_path / name)]
+    places = [ids["all"].index(name) for name in ids["some"]]
+    assert len(places) == min(limit, len(ids["all"])) and places[0] == 0
+    steps = [after - before for before, after in pairwise([*places, len(ids["all"])])]
+    assert max(steps) - min(steps) <= 1, "evenly, and to the end"
 
 
 def test_checkpoints_side_by_side(files, tmp_path, capsys):

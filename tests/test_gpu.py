@@ -34,11 +34,9 @@ NETWORKS = {"gru": ["--rnn_type", "gru"], "lstm": ["--rnn_type", "lstm"], "mingr
 
 
 @pytest.fixture(autouse=True)
-def exact():
-    """Products in float32 without TF32, and nothing of `--deterministic` is left for the next test."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+def nothing_deterministic_left():
+    """Nothing of `--deterministic` is left for the next test."""
     yield
-    torch.backends.cudnn.allow_tf32 = before
     torch.use_deterministic_algorithms(False)
 
 

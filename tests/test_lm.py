@@ -131,6 +131,12 @@ def test_texts_of_every_kind(tmp_path):
         assert list(read_sentences([f"{tmp_path}/a.txt{suffix}"], ENGLISH)) == ["the cat", "a 'b'"]
         assert list(read_sentences([f"{tmp_path}/1/2/1-2.trans.txt{suffix}"], ENGLISH)) == SENTENCES
         assert list(read_sentences([f"{tmp_path}/m.jsonl{suffix}"], ENGLISH)) == SENTENCES
+        upper = tmp_path / f"M.JSONL{suffix.upper()}"
+        upper.write_bytes((tmp_path / f"m.jsonl{suffix}").read_bytes())
+        assert list(read_sentences([str(upper)], ENGLISH)) == SENTENCES, "as the readers of corpora have it"
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "X.TRANS.TXT").write_text("\n".join(lines))
+    assert list(read_sentences([str(tmp_path / "2")], ENGLISH)) == SENTENCES
     assert list(read_sentences([str(tmp_path / "1")], ENGLISH)) == 2 * SENTENCES
     assert "how old are you mother" in list(read_sentences([str(CORPUS / "dev")], ENGLISH))
 

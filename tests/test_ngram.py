@@ -17,6 +17,7 @@ from utils.lm.ngram import (
     NGram,
     arpa_lines,
     check_words,
+    decompressed,
     quiet_stderr,
     read_words,
 )
@@ -100,6 +101,18 @@ def test_packed_files(tmp_path):
     for name in ("x.arpa.gz", "x.arpa", "x"):
         assert NGram(write(tmp_path / name, packed), TOKENIZER).log_prob("see sea") < 0
         assert read_words(tmp_path / name) == ["<s>", "</s>", "<unk>", "sea", "see"]
+
+
+def test_words_of_a_packed_binary_are_listed_beside_it(tmp_path):
+    """Also while it is unpacked elsewhere, as --tune does."""
+    packed = write(tmp_path / "x.binary.gz", gzip.compress(KENLM_BINARY + bytes(100)))
+    assert read_words(packed) is None
+    with decompressed(packed) as plain:
+        assert read_words(plain) is None
+    write(tmp_path / "x.words", "sea\nsee\n")
+    assert read_words(packed) == ["sea", "see"]
+    with decompressed(packed) as plain:
+        assert read_words(plain) == ["sea", "see"]
 
 
 def test_words_of_a_binary_are_listed_beside_it(tmp_path):

@@ -9,7 +9,7 @@ from training_runs import arguments
 import train
 from models.lightning_module import SpeechModule
 from utils.training import callbacks
-from utils.training.callbacks import ProgressLines, Throughput, spoken
+from utils.training.callbacks import ProgressLines, Throughput, format_duration
 from utils.training.trainer import build_callbacks
 
 LINE = re.compile(r"step +(\d+) of (\d+)  epoch (\d+)  loss (\d+\.\d{3})  (\d+\.\d) x real time(?:  (.+) left)?")
@@ -104,4 +104,4 @@ def test_a_terminal_has_a_bar_instead(bar, tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [
     (0.4, "0 s"), (29.4, "29 s"), (31, "1 min"), (3569, "59 min"), (3571, "1 h 00 min"), (90_000, "25 h 00 min")])
 def test_durations(seconds, text):
-    assert spoken(seconds) == text
+    assert format_duration(seconds) == text

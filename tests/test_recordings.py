@@ -182,6 +182,22 @@ def test_an_output_folder_that_cannot_be_is_named_before_the_work(checkpoint, tm
     assert transcribe(capsys, *flags) == (2, [], f"inference.py: error: {tmp_path}/out: File exists\n")
 
 
+def test_an_output_name_that_is_too_long_ends_nothing(checkpoint, tmp_path, capsys):  # noqa: F811
+    """The other recordings are transcribed, and so is this one into the formats whose ending is shorter."""
+    (tmp_path / "rec").mkdir()
+    long = "n" * 251
+    for name in (long, "z"):
+        shutil.copy(SPEECH[0], tmp_path / "rec" / f"{name}.wav")
+    path = tmp_path / "rec" / f"{long}.wav"
+    status, _, error = transcribe(capsys, "--checkpoint", checkpoint, "--audio", tmp_path / "rec", "--output_dir",
+                                  tmp_path / "out", "--output_format", "all")
+    assert status == 1 and error.splitlines() == [
+        f"inference.py: {path}: no .json of it: the name would be too long; rename the recording"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*(f"z.{kind}" for kind in ("json", "srt", "tsv", "txt", "vtt")),
+         *(f"{long}.{kind}" for kind in ("srt", "tsv", "txt", "vtt"))])
+
+
 def test_the_longest_names(checkpoint, tmp_path, capsys):  # noqa: F811
     """Of 255 bytes; and a tab in one makes no column of a table."""
     (tmp_path / "rec").mkdir()

@@ -1,10 +1,12 @@
 """Alignments, intervals, comparisons, and the files and the page of a report."""
 
+import json
 import random
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -15,7 +17,7 @@ from conftest import SPEECH, TINY, tiny_network
 
 from models import Recognizer
 from utils.metrics import Edit, align_words, count_errors
-from utils.report import plots
+from utils.report import curves, plots
 from utils.report.html import build_html, encode_mp3, illustrate
 from utils.report.report import (
     Result,
@@ -250,6 +252,8 @@ def test_page_of_a_perfect_result():
     about = {"systems": [], "code": "", "date": "", "device": "", "data_root": "", "test_sets": ["test"], "limit": None}
     page = build_html(about=about, results=[perfect], notes=[], worst=[])
     assert "Every word was recognised" in page and "no deletions" in page and Page(page)
+    wrong = build_html(about=about, results=[result([("a b", "x y")])], notes=[], worst=[])
+    assert "Every word was recognised" not in wrong and "--worst 0" in wrong
 
 
 def test_page_in_a_browser(page, tmp_path):
@@ -298,6 +302,40 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(capfd, monkeypatch):
         assert [caption.split(":")[1][:8] for caption, _ in figures] == [" log-mel"]
     assert capfd.readouterr().err == (
         "note: a figure was left out, matplotlib cannot draw it (OSError: no font\\nat all)\n")
+
+
+def history(path: Path, row: dict) -> str:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(row) + "\n")
+    return str(path)
+
+
+def test_curves_of_runs_in_folders_of_one_name(tmp_path, monkeypatch):
+    drawn, draw = [], curves.curve_figure
+    monkeypatch.setattr(curves, "curve_figure", lambda histories: (drawn.append(histories), draw(histories))[1])
+    paths = [history(tmp_path / name / "history.jsonl", {"epoch": 0, "train/loss": loss, "val/wer": 0.5})
+             for loss, name in enumerate(("a/x", "b/x", "c/y"), start=1)]
+    for kind in curves.FORMATS:
+        curves.main([*paths, "--output", str(tmp_path / "new" / f"curves.{kind}")])
+    assert {name: rows[0]["train/loss"] for name, rows in drawn[0].items()} == {paths[0]: 1, paths[1]: 2, "y": 3}
+    assert (tmp_path / "new" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list((tmp_path / "new").iterdir())) == len(curves.FORMATS)
+
+
+@pytest.mark.parametrize(("row", "flags", "reason"), [
+    ({}, ["--output", "c.xyz"], "--output c.xyz: must end in .png, "),
+    ({"epoch": 0, "val/wer": 1.0}, ["--output", "c.png"], "history.jsonl: not the history.jsonl of a run (a line "
+                                                          "without 'train/loss')"),
+    ({"epoch": 0, "train/loss": "x", "val/wer": 1.0}, ["--output", "c.png"], "not the history.jsonl of a run"),
+    ({}, [], "the following arguments are required: --output"),
+    ({}, ["--output", "c.png", "--colour"], "unrecognized arguments: --colour")])
+def test_wrong_curves_are_one_line(row, flags, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        curves.main([history(tmp_path / "x" / "history.jsonl", row), *flags])
+    error = capsys.readouterr().err
+    assert error.startswith("utils.report.curves: error: ") and reason in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_the_sound_of_a_part_of_a_file(tmp_path):

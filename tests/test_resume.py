@@ -262,6 +262,19 @@ def child_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
+def test_a_folder_of_damaged_checkpoints_says_how_to_begin_anew(tmp_path, capsys):
+    """Leaving --checkpoint_path out would be refused, for the checkpoints that are there."""
+    (folder := tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "last.ckpt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit):
+        train.main(arguments(tmp_path / "run", "--checkpoint_path", "auto"))
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"train.py: error: {folder}: no checkpoint to resume from; delete its *.ckpt files, or choose another "
+        "--output_dir, to start anew")
+    (folder / "last.ckpt").unlink()
+    train.main(arguments(tmp_path / "run", "--checkpoint_path", "auto", "--epochs", "1"))
+
+
 def test_auto_passes_over_what_cannot_be_read(tmp_path, capsys):
     """A checkpoint that was cut off; and steps decide, not the clock."""
     train.main(arguments(tmp_path / "run", "--epochs", "3"))

@@ -1,6 +1,7 @@
 """Text as the sound comes equals the text of the whole recording."""
 
 import io
+import struct
 import wave
 
 import numpy as np
@@ -105,6 +106,47 @@ def test_raw_and_wav_streams_are_the_same():
         list(read_stream(io.BytesIO(wav(samples, 8_000))))
     with pytest.raises(AudioError, match="^standard input: .*cannot be streamed"):
         list(read_stream(io.BytesIO(wav(samples, 16_000).replace(b"fmt \x10", b"fmt \x04"))))
+
+
+@pytest.mark.parametrize(("code", "kind"), [(3, "<f4"), (1, "<i4")])
+def test_an_extensible_wav_says_in_its_subformat_what_its_samples_are(code, kind):
+    waveform = load_audio(SPEECH[0])
+    samples = waveform.numpy() if code == 3 else (waveform.double().numpy() * (1 << 31)).astype(kind)
+    data = samples.astype(kind).tobytes()
+    form = struct.pack("<HHIIHHHHIH", 0xFFFE, 1, 16_000, 64_000, 4, 32, 22, 32, 4, code) + b"\0\0\0\0\x10\0" + bytes(8)
+    content = b"RIFF\0\0\0\0WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data))
+    found = torch.cat(list(read_stream(io.BytesIO(content + data))))
+    assert len(found) == len(waveform) and torch.allclose(found, waveform, atol=1e-6)
+
+
+@pytest.mark.parametrize("after", [b"", b"LIST\x04\0\0\0INFO", bytes(100), b"ID3\x03" + bytes(50), b"TAGtitle"])
+def test_a_wav_ends_with_the_samples_that_it_states(after):
+    samples = (load_audio(SPEECH[0]).numpy() * 32_000).astype("<i2")
+    found = torch.cat(list(read_stream(io.BytesIO(wav(samples, 16_000) + after))))
+    assert torch.equal(found, torch.cat(list(read_stream(io.BytesIO(samples.tobytes())))))
+
+
+@pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_of_unknown_size_ends_with_the_stream(stated):
+    content = wav(np.ones(9_000), 16_000)
+    content = content[:40] + struct.pack("<I", stated) + content[44:]
+    assert sum(map(len, read_stream(io.BytesIO(content)))) == 9_000
+
+
+@pytest.mark.parametrize("more", [wav(np.ones(900), 16_000), np.full(900, -300, "<i2").tobytes()], ids=["wav", "raw"])
+def test_sound_after_the_stated_samples_is_not_lost_in_silence(more):
+    chunks = read_stream(io.BytesIO(wav(np.ones(900), 16_000) + more))
+    assert len(next(chunks)) == 900
+    with pytest.raises(AudioError, match="^standard input: goes on after the samples"):
+        next(chunks)
+
+
+@pytest.mark.parametrize(("start", "kind"), [
+    (b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3\x03", "MP3"), (b"RF64\0\0\0\0WAVE", "RF64"),
+    (b"RIFX\0\0\0\0WAVE", "RIFX"), (b"RIFF\0\0\0\0AVI ", "RIFF but no WAV"), (b"\0\0\0\x20ftypM4A ", "MP4")])
+def test_other_sound_files_are_not_taken_for_samples(start, kind):
+    with pytest.raises(AudioError, match=f"^standard input: {kind}, which cannot be streamed; `ffmpeg "):
+        list(read_stream(io.BytesIO(start + bytes(9_000))))
 
 
 @pytest.mark.parametrize(("rate", "chunk"), [(8_000, 1), (16_000, 333), (22_050, 333), (44_101, 20_000), (48_000, 1),

@@ -24,11 +24,15 @@ from models import Recognizer
 from models.lightning_module import SpeechModule
 from utils.checkpoint.reading import CheckpointError, original_of
 from utils.errors import UsageError
+<<<<<<< HEAD
 from utils.metrics import ErrorCounts
+=======
+from utils.process import find_device
+>>>>>>> fix-utils
 from utils.training.launch import Devices
 from utils.training.moving_average import MovingAverage
 from utils.training.resuming import check_same_network, resume_from
-from utils.training.trainer import choose_precision, refuse_log_scan, warn_of_slow_precision
+from utils.training.trainer import build_trainer, choose_precision, refuse_log_scan, warn_of_slow_precision
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,17 @@ def test_precisions(tmp_path, precision):
 def test_local_loggers(tmp_path, logger):
     train.main(arguments(tmp_path / "run", "--epochs", "1", "--logger", logger, "--test_sets"))
     assert list((tmp_path / "run" / logger).rglob("events*" if logger == "tensorboard" else "metrics.csv"))
+
+
+@pytest.mark.parametrize("begin", [
+    lambda: find_device("cpu"),
+    lambda: build_trainer(train.parse_arguments(arguments(Path("unused"))), Devices("cpu", 1, 1), None)],
+    ids=["evaluation", "training"])
+def test_float32_is_not_tf32(begin, monkeypatch):
+    """By torch's default cuDNN rounds to 10 bits, by which padding would matter."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    begin()
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_print_model_counts_parameters(capsys):

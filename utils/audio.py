@@ -84,7 +84,11 @@ def read_windows(audio, *, step: int, overlap: int = 0, sample_rate: int = SAMPL
 def _skip(path, sound: soundfile.SoundFile, sample: int) -> None:
     """Goes to a sample. Raises AudioError."""
     if sample and sound.seekable():
-        sound.seek(sample)
+        try:
+            sound.seek(sample)
+        except (soundfile.LibsndfileError, ValueError) as error:  # of a FLAC that is damaged in its middle
+            place = f"{sample / sound.samplerate:.1f} s"
+            raise AudioError(path, f"damaged: its sound at {place} cannot be found ({describe(error)})") from None
         return
     for begin in range(0, sample, _BLOCK):
         _read_mono(path, sound, min(_BLOCK, sample - begin), begin)

@@ -117,7 +117,7 @@ def importing() -> Iterator[None]:
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
+def children_ignore_sigint() -> Iterator[None]:
     """Makes the processes that are started meanwhile leave Ctrl-C to this one, which decides when they end."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -126,10 +126,25 @@ def deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def find_device(name: str) -> "torch.device":
-    """Returns the torch device of this name, such as cpu or cuda:1. Raises UsageError where it cannot be used."""
+def keep_float32() -> None:
+    """Has cuDNN compute float32 convolutions and recurrent layers in float32.
+
+    By default it rounds their factors to the 10 bits of TF32, and an utterance's output then depends on the padding by
+    more than the 1e-4 that the contracts of the networks allow.
+    """
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def find_device(name: str) -> "torch.device":
+    """Returns the torch device of this name, such as cpu or cuda:1, on which float32 is float32 (`keep_float32`).
+
+    Raises UsageError where it cannot be used.
+    """
+    import torch
+
+    keep_float32()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

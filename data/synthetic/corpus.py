@@ -36,7 +36,7 @@ from data.synthetic.sentences import HELD_OUT_SHARE, draw_sentence_of
 from data.synthetic.texts import choose_sentences
 from utils.audio import SAMPLE_RATE
 from utils.files.atomic import atomic_write
-from utils.process import deaf_children, end_children
+from utils.process import children_ignore_sigint, end_children
 from utils.prose import Sentence
 
 RECIPE = 1  # raise it whenever the same flags would give another corpus
@@ -158,7 +158,7 @@ def write_chapters(chapters: list[Chapter], studio: Studio, num_workers: int) ->
     if num_workers > 0:
         pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
         try:
-            with deaf_children():
+            with children_ignore_sigint():
                 written = pool.map(write, chapters)
             return list(bar(written))
         except BaseException:

@@ -88,7 +88,8 @@ def newest_checkpoint(folder) -> Path:
         if "optimizer_states" in checkpoint:  # a mean of several has none, and no run goes on from it
             found.append((checkpoint.get("global_step", 0), path.stat().st_mtime_ns, path))
     if not found:
-        raise CheckpointError(folder, "no checkpoint to resume from; leave --checkpoint_path out to start anew")
+        raise CheckpointError(folder, "no checkpoint to resume from; delete its *.ckpt files, or choose another "
+                                      "--output_dir, to start anew")
     return max(found)[2]
 
 

@@ -76,7 +76,15 @@ def read_yaml(path: str) -> dict:
 
 
 class _FlatLoader(yaml.SafeLoader):
-    """YAML without aliases, of which a few lines can stand for billions of values."""
+    """YAML without aliases, of which a few lines can stand for billions of values, and without repeated keys."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:  # PyYAML takes the last one, without a word
+                raise yaml.YAMLError(f"{key.value} is given twice, line {key.start_mark.line + 1} is the second")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):

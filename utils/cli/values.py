@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 MOST_TIMES = 1000  # that an epoch may have a training set; more is a slip of the hand
+MOST_SUBWORDS = 1_000_000  # of a vocabulary; SentencePiece takes no number beyond 31 bits
 
 LARGEST = (1 << 32) - 1  # of counts and seeds: what is beyond is more than packages take
 
@@ -32,6 +33,7 @@ decibels = _number(float, "from -100 to 100", lambda value: -100 <= value <= 100
 positive_int = _number(int, f"at least 1 and at most {LARGEST}", lambda value: 1 <= value <= LARGEST)
 PositiveInt = Annotated[int, positive_int]  # of a constructor: a size or a number of layers
 nonnegative_int = _number(int, f"at least 0 and at most {LARGEST}", lambda value: 0 <= value <= LARGEST)
+subword_count = _number(int, f"at least 1 and at most {MOST_SUBWORDS:,}", lambda value: 1 <= value <= MOST_SUBWORDS)
 thread_count = _number(int, "1 to 1024", lambda value: 1 <= value <= 1024)
 speed = _number(float, "0.1 to 10", lambda value: 0.1 <= value <= 10)
 _proportion = _number(float, "a whole number, or a share between 0.0 and 1.0", lambda value: 0 <= value <= 1)

@@ -10,13 +10,21 @@ import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from utils.errors import printable
-from utils.lm.ngram import SPACE, LanguageModelError, check_words, decompressed, load_kenlm, quiet_stderr, read_words
+from utils.lm.ngram import (
+    SPACE,
+    LanguageModelError,
+    check_words,
+    decompressed,
+    load_kenlm,
+    quiet_stderr,
+    read_words,
+    word_list,
+)
 from utils.tokenizer import Tokenizer
 
 INSTALL = "pip install -r requirements.txt installs it"
@@ -45,7 +53,7 @@ class CTCBeamSearch:
         labels = list(tokenizer.labels)
         words = read_words(options.lm) if options.lm else None
         if options.lm and words is None:
-            print(f"{options.lm}: without {Path(options.lm).with_suffix('.words')} its words are unknown to the search",
+            print(f"{options.lm}: without {word_list(options.lm)} its words are unknown to the search",
                   file=sys.stderr)
         if words is not None and SPACE in words:
             raise LanguageModelError(options.lm, "is an n-gram over characters, which CTC beam search cannot use; "

@@ -95,17 +95,20 @@ def open_model(path) -> Iterator[BoundedReader]:
 
 @contextmanager
 def decompressed(path) -> Iterator[str]:
-    """Gives the path of a plain file: one that is packed by gzip is unpacked into a temporary file.
+    """Gives the path of a plain file: one that is packed by gzip is unpacked into a temporary folder.
 
+    The list of a binary's words is next to it there as well.
     Raises LanguageModelError, also where an ARPA file's header states more n-grams than its size allows: KenLM
     allocates the memory for them before it reads them.
     """
-    with tempfile.NamedTemporaryFile(suffix=Path(path).with_suffix("").suffix) as plain:
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, f"model{Path(path).with_suffix('').suffix}")
         with open_model(path) as file:
             if packed := file.compressed:
-                shutil.copyfileobj(file, plain, 1 << 20)
-                plain.flush()
-        name = plain.name if packed else str(path)
+                with open(plain, "wb") as target:
+                    shutil.copyfileobj(file, target, 1 << 20)
+                word_list(plain).symlink_to(word_list(path).absolute())
+        name = str(plain if packed else path)
         _check_counts(path, name)
         yield name
 
@@ -191,7 +194,7 @@ def read_words(path) -> list[str] | None:
     words = []
     with open_model(path) as file:
         if file.read(len(KENLM_BINARY)) == KENLM_BINARY:
-            return _read_word_list(Path(path).with_suffix(".words"))
+            return _read_word_list(word_list(path))
         file.seek(0)
         for order, line in arpa_lines(path, file):
             if order > 1:
@@ -199,6 +202,12 @@ def read_words(path) -> list[str] | None:
             if order == 1 and len(fields := line.split()) >= 2:
                 words.append(fields[1].decode("utf-8", "replace"))
     return words
+
+
+def word_list(path) -> Path:
+    """Returns the file that lists a binary's words: NAME.words, next to NAME.binary or NAME.binary.gz."""
+    path = Path(path)
+    return (path.with_suffix("") if path.suffix == ".gz" else path).with_suffix(".words")
 
 
 def _read_word_list(path: Path) -> list[str] | None:

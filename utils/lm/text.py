@@ -36,7 +36,8 @@ def find_texts(arguments: list[str]) -> list[Path]:
     paths = []
     for path in map(Path, arguments):
         if path.is_dir():
-            found = [parent / name for parent, names in walk(path) for name in names if name.endswith(TRANSCRIPTS)]
+            found = [parent / name for parent, names in walk(path) for name in names
+                     if name.lower().endswith(TRANSCRIPTS)]
             if not found:
                 raise UsageError(f"--text {path}: no *.trans.txt in this folder; name its files")
             paths += sorted(found)
@@ -49,13 +50,13 @@ def find_texts(arguments: list[str]) -> list[Path]:
 
 def _read_texts(path: Path) -> Iterator[str]:
     """Yields the text in each line, which the file's name tells how to find. Raises UsageError."""
-    number = 0
+    number, name = 0, path.name.lower()
     try:
         for line in read_pieces(path, LARGEST_READ):
             number += 1
-            if path.name.endswith(TRANSCRIPTS):
+            if name.endswith(TRANSCRIPTS):
                 yield split_transcript(line)[1]
-            elif not path.name.endswith(MANIFESTS):
+            elif not name.endswith(MANIFESTS):
                 yield line
             elif not line.isspace():
                 yield parse_manifest(line).text

@@ -85,7 +85,7 @@ def build_html(*, about: dict, results: list[Result], notes: list[str],
     parts = {"results": _results(results, compare(results), colours),
              "durations": _groups(results, colours, "duration", _by_duration),
              "speakers": _groups(results, colours, "speaker", _by_speaker),
-             "confusions": _confusions(results), "worst": _worst(worst),
+             "confusions": _confusions(results), "worst": _worst(worst, results),
              "method": f"<p>{METHOD}</p>{_list(notes)}"}
     sections = "\n".join(f'<section id="{key}"><h2>{SECTIONS[key]}</h2>{part}</section>' for key, part in parts.items())
     title = f"Word errors on {', '.join(about['test_sets'])}"
@@ -195,9 +195,11 @@ def _confusion_table(kind: str, found: list[tuple[Edit, int]]) -> str:
     return _table(f"{total:,} {kind}{'' if total == 1 else 's'}{more}", ["word", "times"], rows)
 
 
-def _worst(worst: list) -> str:
-    if not worst:
+def _worst(worst: list, results: list[Result]) -> str:
+    if not any(one.errors for result in results for one in result.outcomes):
         return "<p>Every word was recognised.</p>"
+    if not worst:
+        return "<p>None was asked for (--worst 0).</p>"
     legend = ("The utterances with the most word errors. <del>word</del> was said and not recognised, <ins>word</ins> "
               "was recognised and not said; side by side, one was taken for the other.")
     return f"<p>{legend}</p>" + "".join(_article(row, illustration) for row, illustration in worst)

@@ -1,29 +1,19 @@
-"""Figures: spectrograms with posteriors, attention maps, and the curves of runs.
-
-    python -m utils.report.plots runs/deepspeech2_digits/history.jsonl [MORE ...] --output curves.png
+"""Figures: spectrograms with posteriors, attention maps, and error rates over the weights of decoding.
 
 Programs draw by `render` or `diagnostic_images`, which use matplotlib's own style whatever the user's matplotlibrc
 says, take no text for a formula, and leave out what cannot be drawn: no figure ends a run.
 """
 
-import signal
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, Ctrl-C shows no traceback
-
-import argparse
 import io
-import json
 import sys
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from utils.errors import UsageError, one_line_errors, printable
+from utils.errors import printable
 from utils.types import Batch
 
 if TYPE_CHECKING:
@@ -130,24 +120,6 @@ def attention_figure(weights: list[Tensor], texts: list[str], pieces: list[list[
     return figure
 
 
-def curve_figure(histories: dict[str, list[dict]]) -> "Figure":
-    """Draws training loss and validation WER by epoch, one line per run; returns a matplotlib Figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, rows in histories.items():
-        epochs = [row["epoch"] for row in rows]
-        left.plot(epochs, [row["train/loss"] for row in rows], label=name)
-        right.plot(epochs, [100 * row["val/wer"] for row in rows], label=name)
-    left.set(xlabel="epoch", ylabel="training loss (nats per token)", yscale="log")
-    right.set(xlabel="epoch", ylabel="validation word error rate (%)", ylim=(0, 105))
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
 def surface_figure(rates: dict[tuple[float, ...], float], names: list[str], best: tuple[float, ...],
                    title: str) -> "Figure":
     """Draws word error rates over the weights of decoding that were tried, the best marked.
@@ -185,31 +157,3 @@ def surface_figure(rates: dict[tuple[float, ...], float], names: list[str], best
             axis.set(xlabel=names[i], ylabel="word error rate (%)")
     axis.legend(loc="upper right")
     return figure
-
-
-def read_history(path: Path) -> list[dict]:
-    """Returns the rows of a run's `history.jsonl`, the last one of an epoch that a resumed run repeated.
-
-    Raises UsageError where the file holds something else, and OSError.
-    """
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return list({row["epoch"]: row for row in rows}.values())
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{path}: not the history.jsonl of a run ({printable(error, 100)})") from None
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Draws the curves of the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="utils.report.plots", description="Draws the curves of runs.")
-    parser.add_argument("history", nargs="+", type=Path)
-    parser.add_argument("--output", required=True, type=Path)
-    with one_line_errors(parser.prog):
-        args = parser.parse_args(argv)
-        figure = curve_figure({path.parent.name: read_history(path) for path in args.history})
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.output, dpi=100)
-
-
-if __name__ == "__main__":
-    main()

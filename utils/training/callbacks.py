@@ -71,7 +71,7 @@ class ProgressLines(Callback):
         line = (f"step {step:6d} of {step + left}  epoch {trainer.current_epoch}  "
                 f"loss {trainer.progress_bar_metrics['loss']:.3f}  {self.throughput.rate:.1f} x real time")
         if done := step - self._first_step:
-            line += f"  {spoken((self._printed - self._begun) / done * left)} left"
+            line += f"  {format_duration((self._printed - self._begun) / done * left)} left"
         print(line, flush=True)
 
     @staticmethod
@@ -99,7 +99,7 @@ class ProgressLines(Callback):
         return True
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns a duration in hours and minutes; below a minute, in seconds."""
     minutes = round(seconds / 60)
     if minutes >= 60:

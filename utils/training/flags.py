@@ -11,6 +11,7 @@ from utils.cli.values import (
     positive_int,
     share,
     steps_or_minutes,
+    subword_count,
 )
 
 # Not "bf16-true" and the like, which would round the waveforms and positional encodings as well.
@@ -44,7 +45,7 @@ def _add_machine_flags(group) -> None:
 
 def _add_training_flags(group) -> None:
     group.add_argument("--epochs", type=positive_int, default=50, help="passes over the training sets")
-    group.add_argument("--vocab_size", type=positive_int,
+    group.add_argument("--vocab_size", type=subword_count,
                        help=f"subwords of --tokenizer bpe, learnt from the transcripts; {VOCAB_SIZE} by default")
     group.add_argument("--init_from", metavar="CHECKPOINT",
                        help="initialise layers of equal names and shapes from a .ckpt or .safetensors file, or from a "

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from utils.errors import UsageError
-from utils.process import is_first_process
+from utils.process import is_first_process, keep_float32
 from utils.training.callbacks import EarlyStop, History, ProgressLines, SkippedFiles, Throughput
 from utils.training.checkpointing import AtomicCheckpointIO, BestCheckpoints, LatestCheckpoints, PeriodicCheckpoint
 from utils.training.folder import RunConfig
@@ -26,6 +26,7 @@ KEPT_CHECKPOINTS = 3  # best by val WER
 
 def build_trainer(run: argparse.Namespace, devices: Devices, logger: Logger | None) -> lightning.Trainer:
     """Returns Lightning's Trainer for the flags of a run, and sets those that were left open. Raises UsageError."""
+    keep_float32()  # for --precision 32-true, as evaluation and inference have it
     run.precision = run.precision or choose_precision(devices)
     warn_of_slow_precision(run.precision, devices)
     refuse_log_scan(run, devices)
