@@ -161,13 +161,8 @@ def test_ctrl_c_from_the_keyboard():
     assert (child.wait(20), child.stderr.read()) == (130, b"")
 
 
-<<<<<<< HEAD
 PROGRAMS = ["train.py", "evaluate.py", "inference.py", "data.synthetic", "data.prepare", "data.convert",
-            "data.shard", "utils.lm", "utils.checkpoint", "utils.report.plots"]
-=======
-PROGRAMS = ["train.py", "evaluate.py", "inference.py", "data.synthetic", "data.prepare", "utils.lm",
-            "utils.checkpoint", "utils.report.curves"]
->>>>>>> fix-utils
+            "data.shard", "utils.lm", "utils.checkpoint", "utils.report.curves"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -24,11 +24,8 @@ from models import Recognizer
 from models.lightning_module import SpeechModule
 from utils.checkpoint.reading import CheckpointError, original_of
 from utils.errors import UsageError
-<<<<<<< HEAD
 from utils.metrics import ErrorCounts
-=======
 from utils.process import find_device
->>>>>>> fix-utils
 from utils.training.launch import Devices
 from utils.training.moving_average import MovingAverage
 from utils.training.resuming import check_same_network, resume_from
