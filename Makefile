@@ -61,8 +61,8 @@ web: install
 	$(PY) -m models.inference.web
 
 # From nothing to the files of pretrained/english and of pretrained/english-streaming, in several runs each: the first is the
-# recipe's config, and each further one begins with the last weights of the one before, or with the mean of the runs under
-# START; what ships is the mean of the runs under AVERAGED. TEXT has a sentence per line, with its punctuation.
+# recipe's config, and each further one begins with the last weights of the one before; what ships is the mean of the runs
+# under AVERAGED. TEXT has a sentence per line, with its punctuation.
 # CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; for `english` also
 # wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5 (https://www.openslr.org/31),
 # common-voice-1 with cv-valid-dev of Common Voice's first release, common-voice-delta with one of its delta releases,
@@ -71,11 +71,10 @@ web: install
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
-RUNS_deepspeech2_english := 2 3 4 5 6 7
+RUNS_deepspeech2_english := 2 3 4 5 6
 RUNS_deepspeech2_english_streaming := 2
 ENGLISH := runs/$(RECIPE)_$(lastword $(RUNS_$(RECIPE)))
-START_deepspeech2_english_7 := 5 6
-AVERAGED_deepspeech2_english := 5 6 7
+AVERAGED_deepspeech2_english := 5 6
 AVERAGED_deepspeech2_english_streaming := 2
 TRAIN = $(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(@D) --checkpoint_path auto
 WITH_NUMBERS := hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train numbers-hibari/train*0.5 \
@@ -106,9 +105,6 @@ RUN_deepspeech2_english_5 := --epochs 3 --limit_train_batches 1050 -lr 1e-3 --wa
 RUN_deepspeech2_english_6 := --epochs 6 --limit_train_batches 1100 -lr 1.2e-3 --warmup_steps 100 --batch_seconds 25 \
 	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --text_normalizer english \
 	--train_sets $(UNCHECKED)
-RUN_deepspeech2_english_7 := --epochs 6 --limit_train_batches 1280 -lr 1.2e-3 --warmup_steps 100 --batch_seconds 25 \
-	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --text_normalizer english \
-	--ema_decay 0.999 --train_sets $(UNCHECKED)
 RUN_deepspeech2_english_streaming_2 := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 \
 	--train_sets $(WITH_NUMBERS)
 
@@ -140,13 +136,9 @@ runs/$(RECIPE)_1/results.json: $(SPOKEN:%=data/corpora/%/corpus.json)
 	for corpus in $(abspath $(CORPORA))/*/; do ln -sn $$corpus data/corpora/ 2>/dev/null || true; done
 	$(TRAIN)
 
-# Begins a command that writes the mean of the weights of the runs of these numbers.
-MEAN = $(PY) -m utils.checkpoint export $(foreach run,$(1),runs/$(RECIPE)_$(run)/checkpoints/best.ckpt)
-
 define FURTHER
 runs/$(RECIPE)_$(1)/results.json: runs/$(RECIPE)_$(shell expr $(1) - 1)/results.json
-	$(if $(START_$(RECIPE)_$(1)),$(call MEAN,$(START_$(RECIPE)_$(1))) $$(@D).safetensors)
-	$$(TRAIN) --init_from $(if $(START_$(RECIPE)_$(1)),$$(@D).safetensors,$$(<D)/checkpoints/last.ckpt) $(SPEEDS) $(RUN_$(RECIPE)_$(1))
+	$$(TRAIN) --init_from $$(<D)/checkpoints/last.ckpt $(SPEEDS) $(RUN_$(RECIPE)_$(1))
 endef
 $(foreach run,$(RUNS_$(RECIPE)),$(eval $(call FURTHER,$(run))))
 
@@ -154,7 +146,7 @@ $(ENGLISH)/lm.arpa.gz: | .venv/installed
 	$(PY) -m utils.lm build --text $(TEXT) --order 4 --prune 1.2e-7 --output $@
 
 $(ENGLISH)/model.safetensors: $(ENGLISH)/results.json
-	$(call MEAN,$(AVERAGED_$(RECIPE))) $@ --dtype float16
+	$(PY) -m utils.checkpoint export $(AVERAGED_$(RECIPE):%=runs/$(RECIPE)_%/checkpoints/best.ckpt) $@ --dtype float16
 
 $(ENGLISH)/decoding.yaml: $(ENGLISH)/model.safetensors $(ENGLISH)/lm.arpa.gz
 	$(PY) evaluate.py --checkpoint $< --data_root data/corpora --tune --val_sets librispeech/dev kathleen/dev \
