@@ -42,7 +42,7 @@ class DeepSpeech2(CTCRecognizer, name="deepspeech2"):
         rnn_feedforward: hidden units of a feed-forward module after each recurrent layer; 0 for none.
         rnn_norm: normalisation before each recurrent layer: layer, or the paper's sequence-wise batch norm.
         dropout: in the residual blocks, after each recurrent layer and in the head.
-        mingru_scan: how minGRU's states are computed, but for streams: a scan in linear or log space, or in sequence.
+        mingru_scan: how minGRU's states are computed: a scan in linear or log space, or in sequence, as in streams.
     """
 
     def __init__(self, *, conv_channels: PositiveInt = 32, time_stride: int = 2, residual_blocks: int = 2,

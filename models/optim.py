@@ -33,7 +33,7 @@ def adam(groups: list[dict], config: "OptimizerConfig", fused: bool) -> Optimize
 
 
 def sgd(groups: list[dict], config: "OptimizerConfig", fused: bool) -> Optimizer:
-    """Returns stochastic gradient descent with Nesterov's momentum, as Deep Speech 2 was trained, by one of 0.99."""
+    """Returns stochastic gradient descent with Nesterov momentum, which Deep Speech 2 was trained with, at 0.99."""
     return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
 
 

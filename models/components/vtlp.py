@@ -1,4 +1,4 @@
-"""Vocal tract length perturbation (Jaitly and Hinton 2013) of mel spectrograms: a tract of another length."""
+"""Vocal tract length perturbation (Jaitly and Hinton 2013): mel spectrograms as of a longer or shorter vocal tract."""
 
 import math
 
