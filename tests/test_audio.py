@@ -319,12 +319,20 @@ def test_an_mp3_without_an_index(tmp_path, speech):
     assert len(load_audio(path)) == pytest.approx(len(speech), abs=2000)
     path.write_bytes(2 * path.read_bytes())
     assert len(load_audio(path)) == pytest.approx(2 * len(speech), abs=4000), "both of two that were joined"
+    sound = load_audio(path)
+    tag = b"ID3\x03\0\0\0\0\x01\x10" + bytes(144)  # as ffmpeg writes one before the frames of Common Voice
+    path.write_bytes(tag + path.read_bytes())
+    tagged = load_audio(path)
+    assert soundfile.info(path).frames > len(tagged), "libsndfile takes the tag for sound"
+    assert torch.equal(tagged[: len(sound)], sound)
+    assert torch.allclose(torch.cat(list(read_windows(path, step=1))), tagged, atol=1e-6)
+    assert probe_seconds(path) == pytest.approx(len(sound) / SAMPLE_RATE, abs=0.1)
     quiet = torch.cat([speech * 1e-4, torch.randn(48_000, generator=torch.Generator().manual_seed(0)) * 0.2])
     soundfile.write(path, quiet.numpy(), SAMPLE_RATE, bitrate_mode="VARIABLE", compression_level=0.5)
     assert len(load_audio(path)) == len(quiet)
     path.write_bytes(without_index(path))
     for read in (load_audio, probe_seconds):
-        with pytest.raises(AudioError, match="a variable bit rate without an index") as error:
+        with pytest.raises(AudioError, match="a variable bit rate or long tags without an index") as error:
             read(path)
         assert_one_line(error, path)
 

@@ -9,6 +9,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from utils.files.frames import missing_allowed
 from utils.files.sound import RATES, TRUNCATED, AudioError, describe, open_sound
 
 SAMPLE_RATE = 16_000  # Hz, of everything the models see
@@ -68,16 +69,18 @@ def read_windows(audio, *, step: int, overlap: int = 0, sample_rate: int = SAMPL
             yield audio[start : start + size * sample_rate]
         return
     with open_sound(audio) as sound:
-        rate = sound.samplerate
+        rate, frames = sound.samplerate, sound.frames
         margin = 0 if rate == sample_rate else 1  # second; the resampling filter needs milliseconds
         samples, first, read = np.empty(0, dtype=np.float32), 0, 0  # from second `first` to sample `read` of the file
         for start in count(0, step):
-            begin, end = max(0, start - margin), min(sound.frames, (start + size + margin) * rate)
-            samples = np.concatenate([samples[(begin - first) * rate :], _read_mono(audio, sound, end - read, read)])
-            first, read = begin, end
+            begin, end = max(0, start - margin), min(frames, (start + size + margin) * rate)
+            new = _read_mono(audio, sound, end - read, read)
+            samples = np.concatenate([samples[(begin - first) * rate :], new])
+            first, read = begin, read + len(new)
+            frames = frames if read == end else read
             waveform = from_samples(samples, rate, name=audio, sample_rate=sample_rate)
             yield waveform[(start - begin) * sample_rate : (start - begin + size) * sample_rate]
-            if (start + size) * rate >= sound.frames:
+            if (start + size) * rate >= frames:
                 return
 
 
@@ -95,7 +98,7 @@ def _skip(path, sound: soundfile.SoundFile, sample: int) -> None:
 
 
 def _read_mono(path, sound: soundfile.SoundFile, size: int, read: int) -> np.ndarray:
-    """Returns the next (size,) float32 samples after `read`, mixed down.
+    """Returns the next (size,) float32 samples after `read`, mixed down; fewer at the end of some MP3 files.
 
     In blocks: memory goes to samples that are there, not just stated.
     """
@@ -107,9 +110,11 @@ def _read_mono(path, sound: soundfile.SoundFile, size: int, read: int) -> np.nda
         except (soundfile.LibsndfileError, ValueError) as error:  # ValueError: libsndfile stands beyond the end
             raise AudioError(path, describe(error)) from None
         left -= len(block)
-        if len(block) < wanted:
-            raise AudioError(path, f"truncated: {read + size - left} of {sound.frames} samples")
         blocks.append(mix_down(block))
+        if len(block) < wanted:
+            if sound.frames - (read + size - left) > missing_allowed(sound):
+                raise AudioError(path, f"truncated: {read + size - left} of {sound.frames} samples")
+            break
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *blocks])
 
 
@@ -246,7 +251,7 @@ def _has_last_sample(sound: soundfile.SoundFile) -> bool:
     if sound.format == "OGG":
         return True  # its pages have been looked at, and going there is slow
     try:
-        sound.seek(sound.frames - 1)
+        sound.seek(max(0, sound.frames - 1 - missing_allowed(sound)))
         return len(sound.read(1)) == 1
     except (soundfile.LibsndfileError, ValueError):  # ValueError: it went beyond the end
         return False

@@ -13,6 +13,14 @@ _MPEG_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_DELAY = 4  # MP3 frames that encoders add and decoders take away
 
 
+def missing_allowed(sound: soundfile.SoundFile) -> int:
+    """Returns how many of the samples that libsndfile states may be missing at the end of a file that is whole.
+
+    It reckons the length of an MP3 without an index from the size of the file, short tags included.
+    """
+    return _MP3_DELAY * 1152 if sound.format == "MP3" else 0
+
+
 def _check_ogg(file: BinaryIO, size: int, _) -> str:
     """Returns what is wrong with the pages of a file (RFC 3533, section 6), or nothing.
 
@@ -96,24 +104,26 @@ def _crc8(data: bytes) -> int:
     return value
 
 
-def _check_mp3(file: BinaryIO, _, sound: soundfile.SoundFile) -> str:
-    """Returns what is to be said where libsndfile believes an index (`Xing` or `Info`) that counts fewer frames.
+def _check_mp3(file: BinaryIO, size: int, sound: soundfile.SoundFile) -> str:
+    """Returns what is to be said of a cut, or where libsndfile believes an index (`Xing`, `Info`) of fewer frames.
 
-    Without an index it takes the first frame's bit rate for that of all.
+    Without an index it takes the first frame's bit rate for that of all, and tags for sound.
     """
-    count, samples, indexed = _count_mp3_frames(file)
+    count, samples, indexed, end = _count_mp3_frames(file)
     seconds = (count * samples - sound.frames) / sound.samplerate
     close = _MP3_DELAY * samples / sound.samplerate
+    if end > size or indexed and seconds < -close:
+        return TRUNCATED
     if indexed and seconds > close:
         return JOINED
     if not indexed and count and abs(seconds) > close:
-        return f"a variable bit rate without an index, so that its length is not known: {CONVERT}"
+        return f"a variable bit rate or long tags without an index, so that its length is not known: {CONVERT}"
     return ""
 
 
-def _count_mp3_frames(file: BinaryIO) -> tuple[int, int, bool]:
-    """Returns the frames, the samples of each, and whether the first one is an index."""
-    at, count, samples, indexed = 0, 0, 0, False
+def _count_mp3_frames(file: BinaryIO) -> tuple[int, int, bool, int]:
+    """Returns the frames, the samples of each, whether the first one is an index, and where the last one ends."""
+    at, count, samples, indexed, end = 0, 0, 0, False, 0
     while at is not None:
         file.seek(at)
         header = file.read(10)
@@ -125,9 +135,10 @@ def _count_mp3_frames(file: BinaryIO) -> tuple[int, int, bool]:
                 file.seek(at)
                 indexed = any(mark in file.read(size) for mark in (b"Xing", b"Info"))
             count, at = count + 1, at + size
+            end = at
         else:
             at = _next_mp3_frame(file, at)
-    return count, samples, indexed
+    return count, samples, indexed, end
 
 
 def _mp3_frame_size(header: bytes) -> int:
