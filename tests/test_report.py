@@ -322,6 +322,17 @@ def test_curves_of_runs_in_folders_of_one_name(tmp_path, monkeypatch):
     assert len(list((tmp_path / "new").iterdir())) == len(curves.FORMATS)
 
 
+@pytest.mark.parametrize(("losses", "labels"), [((4.7, 2.3), {"3", "4"}), ((3, 0.02), {"0.1", "1"})])
+def test_the_loss_axis_is_labelled_in_plain_numbers(losses, labels):
+    """As matplotlib labels it, it shows the source of a formula: no text of a figure is typeset as one."""
+    rows = [{"epoch": i, "train/loss": loss, "val/wer": 0.5} for i, loss in enumerate(losses)]
+    figure = curves.curve_figure({"run": rows})
+    assert plots.render(lambda: figure)
+    axis = figure.axes[0].yaxis
+    shown = {label.get_text() for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels())} - {""}
+    assert labels <= shown and not any("$" in text for text in shown)
+
+
 @pytest.mark.parametrize(("row", "flags", "reason"), [
     ({}, ["--output", "c.xyz"], "--output c.xyz: must end in .png, "),
     ({"epoch": 0, "val/wer": 1.0}, ["--output", "c.png"], "history.jsonl: not the history.jsonl of a run (a line "

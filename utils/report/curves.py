@@ -48,6 +48,13 @@ def read_histories(paths: list[Path]) -> dict[str, list[dict]]:
 def curve_figure(histories: dict[str, list[dict]]) -> "Figure":
     """Draws training loss and validation WER by epoch, one line per run; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+
+    class PlainLogFormatter(LogFormatter):
+        """Writes 0.3 where matplotlib's own writes a formula, which `render` does not typeset."""
+
+        def __call__(self, x, pos=None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -56,6 +63,8 @@ def curve_figure(histories: dict[str, list[dict]]) -> "Figure":
         left.plot(epochs, [row["train/loss"] for row in rows], label=printable(name))
         right.plot(epochs, [100 * row["val/wer"] for row in rows], label=printable(name))
     left.set(xlabel="epoch", ylabel="training loss (nats per token)", yscale="log")
+    left.yaxis.set_major_formatter(PlainLogFormatter())
+    left.yaxis.set_minor_formatter(PlainLogFormatter())
     right.set(xlabel="epoch", ylabel="validation word error rate (%)", ylim=(0, 105))
     for axis in (left, right):
         axis.grid(alpha=0.3)
