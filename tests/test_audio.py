@@ -305,10 +305,24 @@ def test_a_flac_with_more_samples_than_its_header_states_is_refused(tmp_path, sp
     assert torch.equal(load_audio(path), whole), "as before, with a tag at its end"
 
 
+ID3 = b"ID3\x03\0\0\0\0\x01\x10" + bytes(144)  # a tag, as ffmpeg writes one before the frames of Common Voice
+
+
 def without_index(path) -> bytes:
     """An MP3 without its first frame, which holds the count of the others."""
     data = path.read_bytes()
     return data[data.find(b"\xff\xf3", 100) :]
+
+
+def test_an_mp3_that_ends_before_a_window_that_libsndfile_expects(tmp_path, speech):
+    """83 frames of 576 samples end 192 samples before the third second, and the tag counts as 240 more."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, speech.repeat(3).numpy(), SAMPLE_RATE, bitrate_mode="CONSTANT", compression_level=0.5)
+    data = without_index(path)
+    path.write_bytes(ID3 + data[: 83 * data.find(data[:2], 2)])
+    assert soundfile.info(path).frames > 3 * SAMPLE_RATE
+    windows = list(read_windows(path, step=1))
+    assert [len(window) for window in windows] == [SAMPLE_RATE, SAMPLE_RATE, 83 * 576 - 2 * SAMPLE_RATE]
 
 
 def test_an_mp3_without_an_index(tmp_path, speech):
@@ -320,8 +334,7 @@ def test_an_mp3_without_an_index(tmp_path, speech):
     path.write_bytes(2 * path.read_bytes())
     assert len(load_audio(path)) == pytest.approx(2 * len(speech), abs=4000), "both of two that were joined"
     sound = load_audio(path)
-    tag = b"ID3\x03\0\0\0\0\x01\x10" + bytes(144)  # as ffmpeg writes one before the frames of Common Voice
-    path.write_bytes(tag + path.read_bytes())
+    path.write_bytes(ID3 + path.read_bytes())
     tagged = load_audio(path)
     assert soundfile.info(path).frames > len(tagged), "libsndfile takes the tag for sound"
     assert torch.equal(tagged[: len(sound)], sound)

@@ -77,7 +77,8 @@ def read_windows(audio, *, step: int, overlap: int = 0, sample_rate: int = SAMPL
             new = _read_mono(audio, sound, end - read, read)
             samples = np.concatenate([samples[(begin - first) * rate :], new])
             first, read = begin, read + len(new)
-            frames = frames if read == end else read
+            if read < end:  # an MP3 of fewer samples than libsndfile states
+                frames = read
             waveform = from_samples(samples, rate, name=audio, sample_rate=sample_rate)
             yield waveform[(start - begin) * sample_rate : (start - begin + size) * sample_rate]
             if (start + size) * rate >= frames:

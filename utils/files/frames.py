@@ -10,15 +10,16 @@ JOINED = f"several recordings one after the other, of which only the first would
 _BLOCK = 1 << 20  # bytes
 _MPEG_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of layer III
 _MPEG_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_MP3_SAMPLES = 1152  # of a frame, at most
 _MP3_DELAY = 4  # MP3 frames that encoders add and decoders take away
 
 
 def missing_allowed(sound: soundfile.SoundFile) -> int:
     """Returns how many of the samples that libsndfile states may be missing at the end of a file that is whole.
 
-    It reckons the length of an MP3 without an index from the size of the file, short tags included.
+    libsndfile estimates the length of an MP3 without an index from the size of the file, tags included.
     """
-    return _MP3_DELAY * 1152 if sound.format == "MP3" else 0
+    return _MP3_DELAY * _MP3_SAMPLES if sound.format == "MP3" else 0
 
 
 def _check_ogg(file: BinaryIO, size: int, _) -> str:
